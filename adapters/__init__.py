@@ -1,0 +1,1 @@
+"""Adapters for GAN repositories as their authors published them."""

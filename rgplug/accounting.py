@@ -1,0 +1,113 @@
+"""What a run has cost so far: real images shown to D (#RI) and training FLOPs, by the formula of rgplug.metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug.errors import RgplugError
+from rgplug.metrics import LayerMacs, default_sample_fn, layer_macs, training_flops_per_step
+from rgplug.metrics.isolation import preserved_rng
+from rgplug.policy import Policy
+
+if TYPE_CHECKING:
+    from rgplug.network import Network
+
+
+class Accounting:
+    """Counts for one run.
+
+    Images are counted as policy.batch_size times the iterations of D, or by the host through `shown(n)`. MACs are
+    traced once, from a latent guessed from G and G's own output for D, or from inputs given to `trace`.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], networks: Mapping[str, Network], policy: Policy):
+        self._modules, self._networks = modules, networks
+        self.batch: dict[str, int | None] = {n: policy.of(policy.batch_size, n) for n in ("G", "D")}
+        self.macs: dict[str, LayerMacs] = {}
+        self.unknown = ""  # why FLOPs are not known, as a sentence
+        self._shown: int | None = None
+
+    def shown(self, images: int) -> None:
+        """The host shows D `images` more real images; from the first call on, only these are counted."""
+        self._shown = (self._shown or 0) + images
+
+    @property
+    def real_images(self) -> int | None:
+        """#RI: real images shown to D, each showing counted. None where neither batch_size nor `shown` says it."""
+        if self._shown is not None:
+            return self._shown
+        d = self._networks.get("D")
+        return None if d is None or self.batch["D"] is None else d.iteration * self.batch["D"]
+
+    def trace(self, G: tuple[Any, ...] | Tensor | None = None, D: tuple[Any, ...] | Tensor | None = None) -> None:  # noqa: N803
+        """Count MACs, with inputs for forward where they cannot be guessed (a batch of one or more).
+
+        Raises RgplugError when a network cannot be run.
+        """
+        images = None
+        if G is None or (D is None and "D" in self._modules):
+            sampler = default_sample_fn(self._modules["G"]) if G is None else None
+            with preserved_rng():
+                if sampler is not None:
+                    G = (sampler.draw(1), *sampler._extra)
+                    images = sampler(1)
+        assert G is not None
+        self.macs["G"] = layer_macs(self._modules["G"], G)
+        if "D" in self._modules:
+            if D is None and images is None:
+                raise RgplugError("give D's inputs too: rg.accounting.trace(G=..., D=...)")
+            self.macs["D"] = layer_macs(self._modules["D"], images if D is None else D)
+        self.unknown = ""
+
+    def flops(self) -> float | None:
+        """Training FLOPs so far; None where batch_size or a trace is missing (`unknown` says which).
+
+        Each layer counts with its density, integrated over the iterations of its network: with n_D and n_G iterations
+        and mean densities, sum over D steps of (3 F_D 2 B + F_G B) plus sum over G steps of (3 F_G + 3 F_D) B_g.
+        """
+        if self.batch["G"] is None or self.batch["D"] is None or "D" not in self._networks:
+            self.unknown = "set batch_size in the policy, and attach D, to have FLOPs counted"
+            return None
+        if not self.macs:
+            if self.unknown:
+                return None
+            try:
+                self.trace()
+            except RgplugError as error:
+                self.unknown = f"{error}; call rg.accounting.trace(G=..., D=...) with inputs of their forward"
+                return None
+        steps = training_flops_per_step(
+            self.macs["G"],
+            self.macs["D"],
+            batch=self.batch["D"],
+            batch_g=self.batch["G"],
+            density_g=self._mean_density("G"),
+            density_d=self._mean_density("D"),
+        )
+        iterations = {n: net.iteration for n, net in self._networks.items()}
+        return steps.d_step * iterations["D"] + steps.g_step * iterations.get("G", 0)
+
+    def _mean_density(self, network: str) -> dict[str, float]:
+        """Density of each layer, by module name, averaged over the iterations so far."""
+        net = self._networks.get(network)
+        if net is None or net.iteration == 0:
+            return {}
+        means = (net.density_steps / torch.clamp_min(net.density_steps.new_tensor(net.iteration), 1)).tolist()
+        names = (w.name.rpartition(".parametrizations.")[0] or w.name.rpartition(".")[0] for w in net.weights)
+        return {name: mean for name, mean in zip(names, means) if name in self.macs[network].layers}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shown": self._shown}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._shown = state["shown"]
+
+    def __str__(self) -> str:
+        flops, images = self.flops(), self.real_images
+        cost = f"training FLOPs {flops:.4g}" if flops is not None else f"training FLOPs unknown ({self.unknown})"
+        shown = f"{images:,}" if images is not None else "unknown (set batch_size in the policy)"
+        return f"real images shown to D {shown}, {cost}"

@@ -1,0 +1,102 @@
+"""attach: select what is managed, exchange the classes, wire the hooks, hand over the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rgplug import layers, select
+from rgplug.controller import Controller, attached_networks
+from rgplug.errors import RgplugError
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Method
+from rgplug.methods.dense import Dense
+from rgplug.methods.learned_thresholds import LearnedThresholds
+from rgplug.network import Network
+from rgplug.policy import NetworkPolicy, Policy
+
+
+def attach(
+    G: nn.Module,  # noqa: N803
+    D: nn.Module | None = None,  # noqa: N803
+    policy: Policy | Mapping[str, Any] | str | Path = "rg-gan",
+    optimizers: Any = None,
+) -> Controller:
+    """Prune and regenerate G and D while the host trains them.
+
+    G, D: the host's networks, wrapped (DDP, torch.compile) or not; D may be None. policy: a path to YAML, a dict, a
+    Policy, or a preset: "rg-gan" (the paper's equations), "rg-gan-released" (the authors' released behaviour), "dense"
+    (counts and measures, prunes nothing). optimizers: None (found by their steps, whenever they are made), or the
+    optimizer, list or dict of optimizers to listen to.
+
+    The networks keep their Parameters, state-dict keys, forward and pickles. Raises RgplugError, with everything left
+    as it was, for a wrong policy, networks attached before, patterns that match nothing, a network without weights.
+    """
+    policy = Policy.load(policy)
+    modules = {"G": G} if D is None else {"G": G, "D": D}
+    _check_modules(modules)
+    candidates: dict[str, list[select.Candidate]] = {}
+    for label, module in modules.items():
+        rules = policy.networks.get(label, NetworkPolicy())
+        if rules is not None:
+            candidates[label] = select.select(module, rules, label)
+    if not candidates:
+        raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
+    _check_shared(candidates)
+    networks = {label: _network(label, modules[label], found, policy) for label, found in candidates.items()}
+    controller = Controller(networks, candidates, policy, _as_list(optimizers), modules)
+    for net in networks.values():
+        for w in net.weights:
+            layers.swap(w.module, w)
+    for module in modules.values():
+        attached_networks[select.unwrap(module)] = controller
+    return controller
+
+
+def _network(label: str, module: nn.Module, candidates: list[select.Candidate], policy: Policy) -> Network:
+    method = _method(policy, label)
+    weights = []
+    for c in candidates:
+        if not c.reason:
+            assert c.layout is not None
+            assert isinstance(c.param, nn.Parameter)
+            weights.append(MaskedWeight(c.name, c.module, c.param, c.layout, c.per_filter_norm, stored=method.prunes))
+    return Network(label, module, weights, policy, method)
+
+
+def _method(policy: Policy, label: str) -> Method:
+    return Dense() if policy.method == "dense" else LearnedThresholds(policy, label)
+
+
+def _check_modules(modules: Mapping[str, nn.Module]) -> None:
+    for label, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise RgplugError(f"{label} is a {type(module).__name__}; attach needs an nn.Module")
+        if select.unwrap(module) in attached_networks:
+            raise RgplugError(f"{label} is attached already; call detach() on its controller first")
+    if len({id(select.unwrap(m)) for m in modules.values()}) < len(modules):
+        raise RgplugError("G and D are the same network; give the generator and the discriminator")
+
+
+def _check_shared(candidates: Mapping[str, list[select.Candidate]]) -> None:
+    owners: dict[int, str] = {}
+    for label, found in candidates.items():
+        for c in found:
+            if not c.reason:
+                other = owners.setdefault(id(c.param), label)
+                if other != label:
+                    raise RgplugError(
+                        f"G and D share the weight {label}.{c.name}; exclude it in one of them (networks: {{{label}: "
+                        f"{{exclude: [{c.name}]}}}})"
+                    )
+
+
+def _as_list(optimizers: Any) -> Iterable[Any] | None:
+    if optimizers is None:
+        return None
+    if isinstance(optimizers, Mapping):
+        return list(optimizers.values())
+    return list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]

@@ -1,0 +1,413 @@
+"""The controller: what `attach` returns. It knows when things happen and no formula."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rgplug import history, layers, select, state
+from rgplug.accounting import Accounting
+from rgplug.errors import RgplugError
+from rgplug.evaluation import Evaluation, mask_copy
+from rgplug.hooks import StepHooks
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Step
+from rgplug.metrics import MetricValue
+from rgplug.network import Network
+from rgplug.policy import Policy
+from rgplug.processes import from_first_rank, rank
+from rgplug.regeneration import AugmentedRegeneration
+
+Phase = Literal["sparse", "dense"]
+
+
+class Controller:
+    """Handle of an attached pair of networks. Also a context manager that detaches at its end."""
+
+    def __init__(
+        self,
+        networks: dict[str, Network],
+        candidates: dict[str, list[select.Candidate]],
+        policy: Policy,
+        optimizers: Iterable[Any] | None,
+        modules: Mapping[str, nn.Module],
+    ):
+        self.policy = policy
+        self.networks = networks
+        self.candidates = candidates
+        self.modules = dict(modules)
+        self.hooks = StepHooks(list(networks.values()), optimizers)
+        self.accounting = Accounting(self.modules, networks, policy)
+        self.records: list[history.Record] = []
+        self.epoch = 0
+        augmented = policy.regeneration.augmented
+        self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
+        self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
+        self._last_counts = {n: (0, 0) for n in networks}
+        self._clock = time.perf_counter()
+        self._attached = True
+        self._warned: set[str] = set()
+
+    # ---- the host's loop -------------------------------------------------------------------------------------------
+
+    def regularization_loss(self, network: str) -> Tensor:
+        """lambda * sum exp(-t) of "G" or "D", a differentiable scalar for the host's loss (RG-GAN, Eq. 3).
+
+        Only with `regularization: loss`; a loss scaled by a GradScaler or split by gradient accumulation is accounted
+        for. 0 while the network trains dense.
+        """
+        net = self._network(network)
+        if net.hook_regularizer:
+            raise RgplugError(
+                "rgplug adds the regularizer itself (policy.regularization: hook); set it to 'loss' to add it in the host"
+            )
+        return net.regularization_loss()
+
+    def mask_gradients(self, network: str | None = None) -> None:
+        """Do the before-step work now, so that a norm the host clips or logs is that of the masked gradient.
+
+        Call it between backward (and `unscale_` under AMP) and the clipping; the hook then does not repeat it. A host
+        that uses it uses it at every step.
+        """
+        for net in self._of(network):
+            for w in net.weights:
+                grad = w.param.grad
+                seen = None if grad is None else (id(grad), grad._version)
+                if seen is None or seen != w.masked_grad:
+                    w.prepared = False
+            fresh = [w for w in net.weights if not w.prepared]
+            net.before_step(fresh)
+            for w in fresh:
+                w.masked_grad = None if w.param.grad is None else (id(w.param.grad), w.param.grad._version)
+
+    @contextmanager
+    def auxiliary_step(self, network: str | None = None) -> Iterator[None]:
+        """Steps taken inside are no iterations of their own (lazy regularisation: R1, path length).
+
+        Their task gradients count; the sparsity regularizer and the iteration count do not.
+        """
+        nets = self._of(network)
+        for net in nets:
+            net.auxiliary = True
+        try:
+            yield
+        finally:
+            for net in nets:
+                net.auxiliary = False
+
+    def before_step(self, network: str) -> None:
+        """For optimizers that are no torch.optim.Optimizer: call before their step, gradients unscaled."""
+        net = self._network(network)
+        net.before_step(net.weights)
+
+    def after_step(self, network: str) -> None:
+        """For optimizers that are no torch.optim.Optimizer: call after their step.
+
+        Thresholds then need settings of their own: policy.threshold.optimizer: {lr: ...}.
+        """
+        net = self._network(network)
+        net.after_step(net.weights, Step(regularizer=net.take_regularizer(None)))
+
+    def end_epoch(
+        self,
+        metric: float | Tensor | None = None,
+        *,
+        ema: Any = None,
+        sample_fn: Callable[[int], Tensor] | None = None,
+        metric_name: str | None = None,
+    ) -> history.Record:
+        """Once per evaluation: decide the phase from the metric, record densities and counts.
+
+        metric: the host's FID (lower is better unless the policy says otherwise); None: measured here if the policy
+        names a metric. ema: module (or state dict, or list of tensors) whose weights are evaluated instead of G's; a
+        module gets G's live mask and keeps it, so that what the host draws and saves next is what was measured. sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
+        A NaN or missing metric decides nothing and loses nothing. With several processes every rank calls it; the
+        first rank's value decides.
+        """
+        self._require_attached()
+        self.epoch += 1
+        self._check_parameters()
+        for net in self.networks.values():
+            net.meet_target()
+        if isinstance(ema, nn.Module):
+            self.apply_masks(ema)
+        if metric is None and self._evaluation is not None and (self.epoch - 1) % self._evaluation.policy.every == 0:
+            value = self.evaluate(ema=ema, sample_fn=sample_fn)
+            metric, metric_name = value.value, value.name
+        number = None if metric is None else float(metric)
+        number = from_first_rank(number, self._device())
+        before, average = self.phase, None
+        if number is None or not math.isfinite(number):
+            self._warn_metric(number)
+        elif self.regeneration is not None:
+            average = self.regeneration.decide(number)
+            self._enter("sparse" if self.regeneration.sparse else "dense")
+        record = self._record(number, metric_name, average, before)
+        self.records.append(record)
+        if self.policy.run_dir is not None and rank() == 0:
+            folder = Path(self.policy.run_dir)
+            if self.epoch == 1 or len(self.records) == 1:
+                history.truncate(folder / "history.jsonl", self.epoch - 1)
+            history.append(folder / "history.jsonl", record)
+            self.save(folder / "rgplug.safetensors")
+        return record
+
+    def evaluate(self, *, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None) -> MetricValue:
+        """Measure G (or `ema` under G's live mask) with the policy's metric; nothing is changed or decided."""
+        if self._evaluation is None:
+            raise RgplugError("the policy names no metric; set metric: {real: FOLDER}")
+        if "G" not in self.networks:
+            raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
+        return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
+
+    # ---- looking at it ---------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """"sparse", or "dense" while augmented regeneration has the networks train dense."""
+        if self.regeneration is None:
+            return "sparse" if any(n.method.prunes for n in self.networks.values()) else "dense"
+        return "sparse" if self.regeneration.sparse else "dense"
+
+    def density(self, network: str | None = None) -> Any:
+        """Share of the managed weights that is kept: a number for "G" or "D", else {"G": ..., "D": ...}."""
+        if network is not None:
+            return self._network(network).density()
+        return {name: net.density() for name, net in self.networks.items()}
+
+    def weights(self, network: str) -> list[MaskedWeight]:
+        """Managed weights, each with name, param, mask, threshold, theta and density."""
+        return list(self._network(network).weights)
+
+    def report(self) -> str:
+        """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
+        densities = {name: net.layer_density() for name, net in self.networks.items()}
+        table = select.table(self.candidates, densities)
+        total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
+        return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
+
+    def __str__(self) -> str:
+        return self.report()
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs beside the host's own checkpoint; tensors, numbers and text only."""
+        return {
+            "policy": self.policy.to_dict(),
+            "epoch": self.epoch,
+            "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
+            "last_counts": {k: list(v) for k, v in self._last_counts.items()},
+            "accounting": self.accounting.state_dict(),
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; nothing is changed unless all of it fits. The host loads its own checkpoint before or after."""
+        self._require_attached()
+        self._check_state(state)
+        for name, net in self.networks.items():
+            net.load_state_dict(state["networks"][name])
+        self.epoch = int(state["epoch"])
+        if self.regeneration is not None and state["regeneration"] is not None:
+            self.regeneration.load_state_dict(state["regeneration"])
+        self._last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
+        self.accounting.load_state_dict(state["accounting"])
+        self.records = []
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file that can be read without running code (safetensors, masks packed to bits)."""
+        state.save(path, self.state_dict())
+
+    def load(self, path: str | Path) -> None:
+        """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
+        self.load_state_dict(state.load(path))
+
+    def _check_state(self, saved: Mapping[str, Any]) -> None:
+        missing = [k for k in ("policy", "epoch", "networks", "accounting", "last_counts", "regeneration") if k not in saved]
+        if missing:
+            raise RgplugError(f"the state has no {missing[0]!r}; give what rg.state_dict() or rg.save() made")
+        for name, net in self.networks.items():
+            own = saved["networks"].get(name, {}).get("weights")
+            if own is None:
+                raise RgplugError(f"the state holds {', '.join(saved['networks']) or 'no network'}, and no {name}")
+            for w in net.weights:
+                if w.name not in own:
+                    raise RgplugError(
+                        f"the state has no weight {name}.{w.name} (this network's shape {list(w.param.shape)}; the state "
+                        f"holds {', '.join(list(own)[:3])}, ...); load a state of the same network and patterns"
+                    )
+                shape = list(own[w.name]["mask"].shape)
+                if shape != list(w.param.shape):
+                    raise RgplugError(
+                        f"the state's {name}.{w.name} has shape {shape}, this network's has {list(w.param.shape)}; "
+                        "load a state of the same network"
+                    )
+            extra = sorted(set(own) - {w.name for w in net.weights})
+            if extra:
+                raise RgplugError(
+                    f"the state manages {name}.{extra[0]} (shape {list(own[extra[0]]['mask'].shape)}), which this policy does "
+                    f"not; attach with the patterns the state was made with"
+                )
+
+    def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
+        """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.
+
+        Cheap, and meant for each time a copy is evaluated, drawn or saved, not for every step.
+        """
+        mask_copy(network, self._network(label))
+        return network
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def detach(self, finish: Literal["sparse", "dense", "as-is"] | None = None) -> None:
+        """Take the hooks and masked classes away. finish (default: the policy's): weights stay pruned ("sparse", zeros
+        in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is")."""
+        if not self._attached:
+            return
+        finish = finish or self.policy.finish
+        for net in self.networks.values():
+            if finish == "dense":
+                net.go_dense()
+            elif finish == "sparse":
+                net.go_sparse()
+            for w in net.weights:
+                layers.unswap(w.module)
+        self.hooks.remove()
+        for module in self.modules.values():
+            attached_networks.pop(select.unwrap(module), None)
+        self._attached = False
+
+    def __enter__(self) -> Controller:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _network(self, label: str) -> Network:
+        if label not in self.networks:
+            raise RgplugError(f"there is no managed network {label!r}; managed: {', '.join(self.networks)}")
+        return self.networks[label]
+
+    def _of(self, label: str | None) -> list[Network]:
+        return list(self.networks.values()) if label is None else [self._network(label)]
+
+    def _device(self) -> torch.device:
+        for net in self.networks.values():
+            for w in net.weights:
+                return w.param.device
+        return torch.device("cpu")
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            raise RgplugError("this controller was detached; attach again")
+
+    def _enter(self, phase: str) -> None:
+        assert self.policy.regeneration.augmented is not None
+        for name, net in self.networks.items():
+            if phase == "sparse":
+                net.go_sparse()
+            elif name in self.policy.regeneration.augmented.networks:
+                net.go_dense()
+
+    def _warn(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"rgplug: {text}", stacklevel=3)
+
+    def _warn_metric(self, number: float | None) -> None:
+        if number is not None:
+            warnings.warn(f"rgplug: the metric of epoch {self.epoch} is {number}; no decision, {self.phase} goes on", stacklevel=3)
+        elif self.regeneration is not None and self._evaluation is None:
+            self._warn(
+                "no metric",
+                "end_epoch() got no metric and the policy names none, so augmented regeneration cannot decide; "
+                "pass a value, or set policy.metric, or regeneration: {augmented: false}",
+            )
+
+    def _check_parameters(self) -> None:
+        """Say it when the host replaced Parameters, or when nobody stepped a managed network."""
+        for name, net in self.networks.items():
+            for w in net.weights:
+                if not any(p is w.param for _, p in _parameters_below(w.module)):
+                    self._warn(
+                        f"replaced {name}.{w.name}",
+                        f"{name}.{w.name} was replaced by a new Parameter after attach and is no longer pruned; "
+                        "attach after the host has made its last change to the modules",
+                    )
+            if net.iteration == 0:
+                self._warn(
+                    f"no step {name}",
+                    f"no optimizer step was seen for {name}; is its optimizer a torch.optim.Optimizer that holds the "
+                    "parameters of the network that was attached?",
+                )
+
+    def _record(self, metric: float | None, name: str | None, average: float | None, before: str) -> history.Record:
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        regenerated, pruned, written = {}, {}, {}
+        for label, net in self.networks.items():
+            totals = int(net.regrown.sum()), int(net.pruned.sum())
+            regenerated[label] = totals[0] - self._last_counts[label][0]
+            pruned[label] = totals[1] - self._last_counts[label][1]
+            self._last_counts[label] = totals
+            count = int(net.written.sum())
+            if count:
+                written[label] = count
+                net.written.zero_()
+                warnings.warn(
+                    f"rgplug: the host wrote {count:,} non-zero values at pruned positions of {label} (a dense checkpoint?); "
+                    "they were taken over as dormant values, and the thresholds decide what becomes of them",
+                    stacklevel=3,
+                )
+        density = self.density()
+        if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5:
+            self._warn(
+                "balance",
+                f"densities have drifted apart (G {density['G']:.2f}, D {density['D']:.2f}); a sparse network loses "
+                "against a dense one (STU-GAN, section 3)",
+            )
+        return history.Record(
+            epoch=self.epoch,
+            steps={label: net.iteration for label, net in self.networks.items()},
+            metric=metric,
+            metric_name=name,
+            average=average,
+            phase_before=before,
+            phase=self.phase,
+            density=density,
+            layers={label: net.layer_density() for label, net in self.networks.items()},
+            regenerated=regenerated,
+            pruned=pruned,
+            real_images=self.accounting.real_images,
+            flops=self.accounting.flops(),
+            written=written,
+            seconds=seconds,
+        )
+
+
+attached_networks: weakref.WeakKeyDictionary[nn.Module, Controller] = weakref.WeakKeyDictionary()
+
+
+def _parameters_below(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Own parameters of a module, those of its parametrizations included."""
+    for name, param in module._parameters.items():
+        if param is not None:
+            yield name, param
+    for name, group in getattr(module._modules.get("parametrizations"), "_modules", {}).items():
+        if group is not None:
+            for key, param in group._parameters.items():
+                if param is not None:
+                    yield f"parametrizations.{name}.{key}", param

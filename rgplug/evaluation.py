@@ -1,0 +1,95 @@
+"""Measuring from inside a run: `end_epoch()` without a value, and `rg.evaluate()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug.errors import RgplugError
+from rgplug.metrics import Evaluator, MetricValue, evaluate_generator
+from rgplug.policy import MetricPolicy
+from rgplug.select import walk
+
+if TYPE_CHECKING:
+    from rgplug.network import Network
+
+
+class Evaluation:
+    """The policy's metric; the evaluator and its real statistics are made at the first measurement."""
+
+    def __init__(self, policy: MetricPolicy):
+        self.policy = policy
+        self._evaluator: Evaluator | None = None
+
+    def measure(
+        self, generator: nn.Module, net: Network, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None
+    ) -> MetricValue:
+        """The metric of G, or of its moving average under G's live mask; the run goes on as if nothing had happened."""
+        p = self.policy
+        if self._evaluator is None:
+            device = next((w.param.device for w in net.weights), None)
+            self._evaluator = Evaluator(
+                p.real, p.features, p.distance, p.samples, p.batch, device=device, seed=p.seed, cache=None, progress=True
+            )
+        if isinstance(ema, nn.Module):
+            with masked_for_now(ema, net):
+                return evaluate_generator(generator, self._evaluator, sample_fn, ema, p.z_dim)
+        return evaluate_generator(generator, self._evaluator, sample_fn, masked_values(ema, generator, net), p.z_dim)
+
+
+def mask_copy(network: nn.Module, net: Network) -> None:
+    """Exact zeros in a copy of a network wherever the original is pruned. Raises RgplugError for another network."""
+    if not net.sparse:
+        return
+    copies = dict(_named_parameters(network))
+    for w in net.weights:
+        copied = copies.get(w.name)
+        if copied is None or copied.shape != w.param.shape:
+            found = "missing" if copied is None else f"of shape {list(copied.shape)}"
+            raise RgplugError(
+                f"{w.name} of {net.label} has shape {list(w.param.shape)} and is {found} in the network that should get "
+                f"its mask; give a copy of {net.label}"
+            )
+        copied.detach().masked_fill_(~w.mask.to(copied.device), 0)
+
+
+@contextmanager
+def masked_for_now(network: nn.Module, net: Network) -> Iterator[None]:
+    """`mask_copy`, undone bit for bit at the end."""
+    kept = [(p, p.detach().clone()) for _, p in _named_parameters(network)]
+    try:
+        mask_copy(network, net)
+        yield
+    finally:
+        with torch.no_grad():
+            for param, value in kept:
+                param.copy_(value)
+
+
+def masked_values(ema: Any, generator: nn.Module, net: Network) -> Any:
+    """A state dict, or a list aligned with G.parameters(), with G's live mask applied to copies of its tensors."""
+    if ema is None or not net.sparse:
+        return ema
+    by_param = {id(w.param): w for w in net.weights}
+    if isinstance(ema, Mapping):
+        names = {name: by_param.get(id(p)) for name, p in generator.named_parameters()}
+        return {name: _masked(value, names.get(name)) for name, value in ema.items()}
+    if isinstance(ema, Sequence) and len(ema) == len(list(generator.parameters())):
+        return [_masked(value, by_param.get(id(p))) for value, p in zip(ema, generator.parameters())]
+    raise RgplugError("ema has to be a module, a state dict, or a list of tensors in the order of G.parameters()")
+
+
+def _masked(value: Tensor, weight: Any) -> Tensor:
+    return value if weight is None else value.detach().masked_fill(~weight.mask.to(value.device), 0)
+
+
+def _named_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under the names that managed weights have (wrappers left out)."""
+    for prefix, module in walk(network):
+        for name, param in module._parameters.items():
+            if param is not None:
+                yield (f"{prefix}.{name}" if prefix else name), param

@@ -1,0 +1,117 @@
+"""Masked classes: a managed module becomes an instance of a subclass of its own class that knows its mask.
+
+Only the class is exchanged, nothing is stored in the module: state-dict keys, order of parameters, forward, and
+`isinstance` stay as they were, and a copy or a pickle of the module is one of the original class, which loads where
+rgplug is not installed. What belongs to a module is looked up from outside, by identity.
+"""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from rgplug.masking import MaskedWeight
+
+_weights: weakref.WeakKeyDictionary[nn.Module, MaskedWeight] = weakref.WeakKeyDictionary()
+_classes: dict[tuple[type, tuple[str, ...]], type] = {}
+_MARK = "_rgplug_original_class"
+
+
+def swap(module: nn.Module, weight: MaskedWeight) -> bool:
+    """Make `module` an instance of the masked subclass of its class; False where Python does not allow it."""
+    original = original_class(module)
+    if original is not type(module):
+        return False  # two managed weights in one module: the first one shows
+    free = tuple(name for name in ("mask", "threshold", "density") if not hasattr(module, name))
+    try:
+        module.__class__ = _masked_class(original, free)
+    except TypeError:
+        return False
+    _weights[module] = weight
+    return True
+
+
+def unswap(module: nn.Module) -> None:
+    """Give the module its own class back."""
+    module.__class__ = original_class(module)
+    _weights.pop(module, None)
+
+
+def original_class(module: nn.Module) -> type:
+    return getattr(type(module), _MARK, type(module))
+
+
+def masked_weight(module: nn.Module) -> MaskedWeight | None:
+    """The managed weight of a module; None for one that is not managed, such as a copy."""
+    return _weights.get(module)
+
+
+@contextmanager
+def _as_original(module: nn.Module) -> Iterator[None]:
+    masked = type(module)
+    module.__class__ = getattr(masked, _MARK)
+    try:
+        yield
+    finally:
+        module.__class__ = masked
+
+
+def _mask(self: nn.Module) -> Tensor | None:
+    """bool, the weight's shape: True where kept. None in a module that is not managed."""
+    weight = masked_weight(self)
+    return None if weight is None else weight.mask
+
+
+def _threshold(self: nn.Module) -> Tensor | None:
+    """[filters]: one threshold per output filter."""
+    weight = masked_weight(self)
+    return None if weight is None else weight.threshold
+
+
+def _density(self: nn.Module) -> float | None:
+    """Share of the weight that is kept."""
+    weight = masked_weight(self)
+    return None if weight is None else weight.density
+
+
+def _masked_class(original: type, free: tuple[str, ...]) -> type:
+    """The masked subclass, built once per class (and set of names that the host's class leaves free)."""
+    key = (original, free)
+    if key not in _classes:
+
+        def extra_repr(self: nn.Module) -> str:
+            weight = masked_weight(self)
+            text = original.extra_repr(self)  # type: ignore[attr-defined]
+            note = "" if weight is None else f"density={weight.density:.3f}"
+            return ", ".join(part for part in (text, note) if part)
+
+        def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+            with _as_original(self):
+                build, args, *rest = self.__reduce_ex__(protocol)
+            if build is copyreg.__newobj__:  # type: ignore[attr-defined]
+                # pickle insists that __newobj__ builds the object's own class; its older sibling builds any class
+                build, args = copyreg._reconstructor, (args[0], object, None)  # type: ignore[attr-defined]
+            return (build, args, *rest)
+
+        def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+            with _as_original(self):
+                return copy.deepcopy(self, memo)
+
+        namespace: dict[str, Any] = {
+            _MARK: original,
+            "__module__": original.__module__,  # tracers take layers of torch.nn as leaves
+            "__doc__": original.__doc__,
+            "extra_repr": extra_repr,
+            "__reduce_ex__": __reduce_ex__,
+            "__deepcopy__": __deepcopy__,
+        }
+        getters = {"mask": _mask, "threshold": _threshold, "density": _density}
+        namespace.update({name: property(getters[name]) for name in free})
+        _classes[key] = type(f"Masked{original.__name__}", (original,), namespace)
+    return _classes[key]

@@ -1,0 +1,166 @@
+"""MaskedWeight: one host Parameter, its mask, its dormant values and its thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug import kernels
+from rgplug.errors import RgplugError
+
+
+@dataclass(frozen=True)
+class FilterLayout:
+    """Where the output filters of a weight are.
+
+    `dim` is the output dim of the weight: 0 for convolutions and linear layers, 1 for transposed convolutions and for
+    the [1, out, in, k, k] weights of modulated ones. A grouped transposed convolution keeps its weight as
+    [in, out / groups, ...]; its output filter g * (out / groups) + o belongs to the g-th block of rows.
+    """
+
+    shape: tuple[int, ...]
+    dim: int = 0
+    groups: int = 1
+
+    @property
+    def filters(self) -> int:
+        return self.shape[self.dim] * self.groups
+
+    def view(self, x: Tensor) -> Tensor:
+        """`x` (weight-shaped) with the groups as a dim of their own, where there are several."""
+        return x if self.groups == 1 else x.unflatten(0, (self.groups, self.shape[0] // self.groups))
+
+    def expand(self, per_filter: Tensor) -> Tensor:
+        """`per_filter` [filters], shaped so that it broadcasts against `view(x)`."""
+        if self.groups == 1:
+            return per_filter.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
+        return per_filter.view([self.groups, 1, self.shape[1]] + [1] * (len(self.shape) - 2))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
+        return self._reduce(x, lambda v, dims: v.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32)))
+
+    def amax(self, x: Tensor) -> Tensor:
+        """Largest value of `x` in each output filter: [filters]."""
+        return self._reduce(x, lambda v, dims: v.amax(dims))
+
+    def _reduce(self, x, op):  # type: ignore[no-untyped-def]
+        if self.groups == 1:
+            return op(x, [d for d in range(x.dim()) if d != self.dim])
+        return op(self.view(x), [d for d in range(x.dim() + 1) if d not in (0, 2)]).reshape(-1)
+
+
+class MaskedWeight:
+    """A managed weight. The host's Parameter holds theta * mask; what is pruned waits in `dormant`.
+
+    name: qualified name of the Parameter in its network, wrappers (DDP, compile) left out.
+    mask: bool, the weight's shape, True where kept. dormant: the weight's shape and dtype, 0 where kept.
+    threshold: [filters], at least float32, or None for methods without thresholds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        param: nn.Parameter,
+        layout: FilterLayout,
+        per_filter_norm: bool = False,
+        stored: bool = True,  # False: for methods that never prune; mask and dormant values take no memory
+    ):
+        self.name = name
+        self.module = module
+        self.param = param
+        self.layout = layout
+        self.per_filter_norm = per_filter_norm  # weight norm divides by each filter's own norm
+        with torch.no_grad():
+            if stored:
+                self.mask = torch.ones_like(param, dtype=torch.bool)
+                self.dormant = torch.zeros_like(param)
+            else:
+                self.mask = torch.ones((), dtype=torch.bool, device=param.device).expand(param.shape)
+                self.dormant = torch.zeros((), dtype=param.dtype, device=param.device).expand(param.shape)
+        self.threshold: Tensor | None = None
+        self.scale: Tensor | None = None  # what |theta| is divided by (0-dim); None: units absolute
+        self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
+        self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
+        self.steps = 0  # iterations in which the owning optimizer stepped
+        self.merged = False  # between restore and split, where `dormant` holds all of theta
+        self.prepared = False  # the before-step work is done for the coming step
+        self.masked_grad: tuple[int, int] | None = None  # identity and version of the gradient that was masked early
+        self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]
+
+    def __repr__(self) -> str:
+        return f"MaskedWeight({self.name}, {tuple(self.param.shape)})"
+
+    @property
+    def numel(self) -> int:
+        return self.param.numel()
+
+    @property
+    def data(self) -> Tensor:
+        """The host's Parameter without its graph; writing to it counts as an in-place change of the Parameter."""
+        return self.param.detach()
+
+    @property
+    def bits(self) -> Tensor:
+        return kernels.bits_of_mask(self.mask, self.param.dtype)
+
+    @property
+    def theta(self) -> Tensor:
+        """The dense weight behind the mask: live values where kept, dormant ones where pruned (a new tensor)."""
+        if self.merged:
+            return self.dormant.clone()
+        return torch.where(self.mask | (self.data != 0), self.data, self.dormant)
+
+    @property
+    def density(self) -> float:
+        """Share of the weight that is kept. Reads the device."""
+        return self.mask.float().mean().item() if self.numel < 2**24 else self.mask.double().mean().item()
+
+    def follow(self) -> bool:
+        """Move mask and dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
+        p = self.param
+        if p.device == self.dormant.device and p.dtype == self.dormant.dtype:
+            return False
+        self.mask = self.mask.to(p.device)
+        self.dormant = self.dormant.to(device=p.device, dtype=p.dtype)
+        return True
+
+    def merge(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(theta, zeros in the weight, mask bits) before the step; what the host wrote at pruned positions is adopted."""
+        bits = self.bits
+        return *kernels.merge_(self.data, self.dormant, bits), bits
+
+    def restore(self) -> None:
+        """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
+        if not self.merged:
+            kernels.restore_(self.data, self.dormant, self.bits)
+            self.merged = True
+
+    def split(self, pruned: Tensor) -> Tensor:
+        """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
+        newly = kernels.split_(self.dormant, self.data, pruned, self.mask)
+        self.merged = False
+        return newly
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Install a given bool mask outside of a step; newly kept entries take their dormant value."""
+        self.restore()
+        self.split(torch.logical_not(mask).to(self.param.dtype))
+
+    def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None) -> None:
+        """Take over saved state; the host's values stay where the mask keeps them and become 0 elsewhere."""
+        if tuple(mask.shape) != tuple(self.param.shape):
+            raise RgplugError(
+                f"the saved state of {self.name} has shape {list(mask.shape)}, this network's has "
+                f"{list(self.param.shape)}; load a state of the same network"
+            )
+        self.mask.copy_(mask)
+        self.dormant.copy_(dormant)
+        kernels.keep_(self.data, self.bits)
+        self.merged = False
+        if threshold is not None and self.threshold is not None:
+            self.threshold.copy_(threshold)

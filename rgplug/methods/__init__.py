@@ -1,0 +1,59 @@
+"""Rules that decide masks. A method sees tensors; it knows nothing of hooks, hosts or files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rgplug.masking import MaskedWeight
+
+
+@dataclass
+class Step:
+    """What a method may know of the optimizer step it is called around."""
+
+    optimizer: torch.optim.Optimizer | None = None
+    groups: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # id(param) -> param group
+    found_inf: Tensor | None = None  # fused optimizers under GradScaler: 1 where the kernel skips the step
+    regularizer: float | Tensor | None = None  # how often the regularizer is added at this step; None: not at all
+    iteration: int = 0  # iterations of this network so far
+
+
+class Method(Protocol):
+    """What the engine asks of a rule. Weight-shaped results are 1.0 / 0.0 in the weight's dtype."""
+
+    prunes: bool  # False: nothing is ever masked
+
+    def attach(self, weight: MaskedWeight) -> None:
+        """Give a weight what the method keeps per weight (thresholds)."""
+
+    def follow(self, weight: MaskedWeight) -> None:
+        """The host has moved the weight to another device or dtype: bring along what `attach` made."""
+
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None:
+        """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
+
+    def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        """After the host's step, before masks are drawn: every weight's `dormant` holds theta."""
+
+    def pruned(self, weight: MaskedWeight) -> Tensor:
+        """The entries to prune, from theta (held in `weight.dormant`)."""
+
+    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
+        """The layer was about to empty where `keep` (0-dim) is 0; all of it is kept."""
+
+    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
+        """Value of the regularizer, or None."""
+
+    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None:
+        """Move the network as a whole so that the share `keep` of its weights is kept."""
+
+    def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
+        """Everything of one weight that a resume needs, as tensors and numbers."""
+
+    def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
+        """The reverse of `state_of`."""

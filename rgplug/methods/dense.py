@@ -1,0 +1,38 @@
+"""Dense: weights are counted and measured, and nothing is pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Step
+
+
+class Dense:
+    prunes = False
+
+    def attach(self, weight: MaskedWeight) -> None: ...
+
+    def follow(self, weight: MaskedWeight) -> None: ...
+
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None: ...
+
+    def update(self, weights: list[MaskedWeight], step: Step) -> None: ...
+
+    def pruned(self, weight: MaskedWeight) -> Tensor:
+        return torch.zeros_like(weight.param)
+
+    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None: ...
+
+    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
+        return None
+
+    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None: ...
+
+    def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
+        return {}
+
+    def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,148 @@
+"""Learned thresholds: the rule of RG-GAN, in the paper's form (task gradients) and in the released one (a ramp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Step, threshold
+from rgplug.methods.threshold_optimizer import ThresholdOptimizer
+from rgplug.policy import Policy
+
+
+class LearnedThresholds:
+    """One threshold per output filter, moved by the task's gradient through the mask and by lambda * sum exp(-t)."""
+
+    prunes = True
+
+    def __init__(self, policy: Policy, network: str):
+        self.policy = policy.threshold
+        self.units: str = policy.of(policy.threshold.units, network) or "absolute"
+        self.sparsity_weight: float = policy.of(policy.sparsity_weight, network) or 0.0
+        self.optimizer = ThresholdOptimizer(policy.threshold.optimizer, network)
+
+    def attach(self, weight: MaskedWeight) -> None:
+        p = weight.param
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        weight.threshold = torch.full((weight.layout.filters,), self.policy.init, dtype=dtype, device=p.device)
+        if self.units == "spectral":
+            # a fixed start of the power iteration, so that two runs and two ranks agree; 15 iterations warm it up
+            generator = torch.Generator().manual_seed(weight.layout.filters)
+            left = torch.randn(self._rows(weight, p.detach()).shape[0], generator=generator, dtype=dtype)
+            weight.scale_vectors = torch.nn.functional.normalize(left, dim=0).to(p.device)
+            threshold.spectral_norm(self._rows(weight, p.detach()).to(dtype), weight.scale_vectors, iterations=15)
+        self._measure(weight, p.detach())
+
+    def follow(self, weight: MaskedWeight) -> None:
+        """The host moved its network: thresholds and units go to the weight's device, in its precision."""
+        self.optimizer.dissolve()
+        where = {"device": weight.param.device, "dtype": torch.promote_types(weight.param.dtype, torch.float32)}
+        weight.threshold = self._threshold(weight).to(**where)
+        weight.scale = None if weight.scale is None else weight.scale.to(**where)
+        weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(**where)
+
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None:
+        full = self.policy.weight_gradient == "full"
+        if not self.policy.task_gradient and not full:
+            return
+        t = self._threshold(weight)
+        wide = theta if theta.dtype == t.dtype else theta.to(t.dtype)
+        margin = threshold.margin(weight.layout.view(wide), weight.layout.expand(t), weight.scale)
+        derivative = threshold.surrogate_derivative_(margin).view_as(wide)
+        term = threshold.surrogate_weight_term(wide, derivative, weight.scale) if full else None
+        if self.policy.task_gradient:
+            product = wide.mul_(grad) if term is None else wide * grad
+            weight.threshold_grad = weight.layout.sum(threshold.threshold_gradient(product, derivative)).neg_()
+        if term is not None:
+            grad.mul_(term)
+
+    def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        gradients: dict[str, Tensor] = {}
+        for w in weights:
+            gradient = w.threshold_grad
+            if gradient is not None and step.groups.get(id(w.param), {}).get("maximize"):
+                gradient = -gradient  # the host ascends; thresholds follow the same objective and descend on their own
+            if step.regularizer is not None:
+                pull = threshold.regularizer_gradient(self._threshold(w), self.sparsity_weight)
+                pull = pull.mul_(step.regularizer)
+                gradient = pull if gradient is None else gradient + pull
+            if gradient is not None:
+                gradients[w.name] = gradient
+        if gradients:
+            self.optimizer.step(gradients, weights, step.optimizer, step.groups, step.found_inf)
+            if self.policy.min is not None:
+                for w in weights:
+                    self._threshold(w).clamp_min_(self.policy.min)
+        for w in weights:
+            self._measure(w, w.dormant)
+
+    def pruned(self, weight: MaskedWeight) -> Tensor:
+        theta = weight.dormant
+        t = weight.layout.expand(self._threshold(weight))
+        return threshold.pruned_entries(weight.layout.view(theta), t, weight.scale).view_as(theta)
+
+    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
+        self._threshold(weight).mul_(keep)
+
+    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
+        device = weights[0].param.device
+        parts = [threshold.regularizer(self._threshold(w)).to(device) for w in weights]
+        return torch.stack(parts).sum().mul_(self.sparsity_weight)
+
+    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None:
+        """Shift all thresholds by a common amount, so that the share `keep` of the network's weights lies above.
+
+        The shift is the quantile of |theta| / scale - t over at most `samples` entries, taken at a regular stride
+        whose start moves with `iteration`. Differences between filters stay as they were learned.
+        """
+        total = sum(w.numel for w in weights)
+        stride = -(-total // samples)
+        parts = []
+        for w in weights:
+            margin = threshold.margin(w.layout.view(w.dormant), w.layout.expand(self._threshold(w)), w.scale)
+            parts.append(margin.reshape(-1)[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
+        pooled = torch.cat(parts)
+        rank = min(max(round((1 - keep) * pooled.numel()), 0), pooled.numel())
+        if rank == 0:
+            amount = torch.clamp_max(pooled.min(), 0) - 1e-12  # below the smallest: everything is kept
+        else:
+            amount = pooled.kthvalue(rank).values
+        for w in weights:
+            self._threshold(w).add_(amount.to(w.param.device))
+
+    def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
+        state: dict[str, Any] = {f"optimizer.{k}": v for k, v in self.optimizer.state_of(weight).items()}
+        for key, value in (("scale", weight.scale), ("scale_vectors", weight.scale_vectors)):
+            if value is not None:
+                state[key] = value.clone()
+        return state
+
+    def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
+        self.optimizer.load(weight, {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")})
+        if weight.scale is not None and "scale" in state:
+            weight.scale.copy_(state["scale"])
+        if weight.scale_vectors is not None and "scale_vectors" in state:
+            weight.scale_vectors.copy_(state["scale_vectors"])
+
+    def _measure(self, weight: MaskedWeight, theta: Tensor) -> None:
+        if self.units == "absolute":
+            return
+        theta = theta.to(self._threshold(weight).dtype)
+        if self.units == "layer_std":
+            weight.scale = threshold.layer_std(theta)
+        else:
+            assert weight.scale_vectors is not None
+            weight.scale = threshold.spectral_norm(self._rows(weight, theta), weight.scale_vectors)
+
+    @staticmethod
+    def _rows(weight: MaskedWeight, theta: Tensor) -> Tensor:
+        """theta as [filters, rest], the matrix whose norm spectral normalization takes."""
+        return theta.movedim(weight.layout.dim, 0).reshape(theta.shape[weight.layout.dim], -1)
+
+    @staticmethod
+    def _threshold(weight: MaskedWeight) -> Tensor:
+        assert weight.threshold is not None
+        return weight.threshold

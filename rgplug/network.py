@@ -1,0 +1,283 @@
+"""Network: the managed weights of G or of D, and the work around one step of the optimizer that owns them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug import kernels
+from rgplug.errors import RgplugError
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Method, Step
+from rgplug.policy import Policy, TargetPolicy
+from rgplug.schedule import scheduled_density
+
+_COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+SAMPLES_PER_STEP, SAMPLES_PER_EPOCH = 2**16, 2**22  # entries that a target density is solved on
+
+
+class Network:
+    """One network under the policy. `sparse` is False while it trains dense (augmented regeneration)."""
+
+    def __init__(self, label: str, module: nn.Module, weights: list[MaskedWeight], policy: Policy, method: Method):
+        self.label = label
+        self.module = module
+        self.weights = weights
+        self.method = method
+        self.recurrent = policy.regeneration.recurs(label)
+        self.guard = policy.threshold.guard
+        self.reset_moments = policy.optimizer_state == "reset"
+        self.hook_regularizer = policy.regularization == "hook"
+        self.target: TargetPolicy | None = policy.target if getattr(policy.target, label, None) is not None else None
+        self.sparse = method.prunes
+        self.auxiliary = False  # the coming steps are lazy-regularisation phases, not iterations of their own
+        self.iteration = 0
+        self._knob: Tensor | None = None  # counts, by its gradient, how often the host added the regularizer
+        self._knob_grad: Any = None
+        device = weights[0].param.device if weights else torch.device("cpu")
+        self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
+        self.kept = self.numel.clone()  # kept entries of each weight, counted on the device
+        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept, summed over all steps
+        self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
+        self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
+        self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
+        if method.prunes:
+            with torch.no_grad():
+                for w in weights:
+                    method.attach(w)
+                if policy.threshold.init > 0 and self.sparse:
+                    self.refresh_all()
+
+    # ---- around a step -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def before_step(self, weights: Iterable[MaskedWeight], grad_scale: Tensor | None = None) -> None:
+        """Gradients of the thresholds from A = dL/d(theta * M), then the mask on A. Once per weight and step.
+
+        grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
+        """
+        seen: list[tuple[MaskedWeight, Tensor]] = []
+        for w in weights:
+            if w.prepared:
+                continue
+            w.prepared = True
+            w.threshold_grad = None
+            if w.follow():
+                self._follow(w)
+            if not self.sparse:
+                continue
+            theta, zeros, bits = w.merge()
+            seen.append((w, zeros))
+            grad = w.param.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
+            self.method.on_gradient(w, grad, theta)
+            if grad_scale is not None and w.threshold_grad is not None:
+                w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
+            kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
+        if seen:
+            at = self._index([w for w, _ in seen])
+            zeros = torch.stack([z.to(self.kept.device, torch.float64) for _, z in seen])
+            self.written[at] += (self.numel[at] - zeros - self.kept[at]).clamp_min_(0)
+
+    @torch.no_grad()
+    def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
+        """Pruned entries exactly 0 again; thresholds step; masks are drawn anew."""
+        for w in weights:
+            w.prepared = False
+            w.masked_grad = None
+            w.steps += not self.auxiliary
+            if step.optimizer is not None:
+                w.optimizer = weakref.ref(step.optimizer)
+        self.iteration = max(w.steps for w in weights)
+        step.iteration = self.iteration
+        if self.sparse:
+            for w in weights:
+                w.restore()
+            self.method.update(weights, step)
+            keep = self.scheduled()
+            if keep is not None and len(weights) == len(self.weights):
+                self.method.shift(weights, keep, SAMPLES_PER_STEP, self.iteration)
+            self._refresh(weights)
+        if not self.auxiliary:
+            self.density_steps += self.kept / self.numel
+
+    def scheduled(self) -> float | None:
+        """Density that the policy's target asks for at this iteration."""
+        return None if self.target is None else scheduled_density(self.target, self.label, self.iteration)
+
+    @torch.no_grad()
+    def meet_target(self) -> None:
+        """Bring the density onto the schedule outside of a step, from (nearly) all entries."""
+        keep = self.scheduled()
+        if keep is not None and self.sparse:
+            for w in self.weights:
+                w.restore()
+            self.method.shift(self.weights, keep, SAMPLES_PER_EPOCH, self.iteration)
+            self._refresh(self.weights)
+
+    @torch.no_grad()
+    def refresh_all(self) -> None:
+        """Draw all masks anew from theta, outside of a step."""
+        for w in self.weights:
+            w.restore()
+        self._refresh(self.weights)
+
+    def _refresh(self, weights: list[MaskedWeight]) -> None:
+        counts, newly = [], []
+        for w in weights:
+            pruned = self.method.pruned(w)
+            if not self.recurrent:
+                pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
+            if w.per_filter_norm:
+                self._keep_largest(w, pruned)
+            count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
+            keep = (count < (1 - self.guard) * w.numel).to(count.dtype)
+            pruned.mul_(keep)
+            self.method.on_guard(w, keep)
+            before = w.mask.clone() if self.reset_moments else None
+            newly.append(w.split(pruned))
+            counts.append(count * keep)
+            if before is not None:
+                self._reset_moments(w, before.logical_xor_(w.mask))
+        self._count(weights, counts, newly)
+
+    def _keep_largest(self, w: MaskedWeight, pruned: Tensor) -> None:
+        """Weight norm divides each filter by its own norm: an empty filter keeps its largest weight."""
+        empty = w.layout.sum(1 - pruned) == 0
+        size = w.dormant.abs()
+        largest = w.layout.view(size) >= w.layout.expand(w.layout.amax(size))
+        pruned.mul_(1 - (largest & w.layout.expand(empty)).view_as(pruned).to(pruned.dtype))
+
+    def _count(self, weights: list[MaskedWeight], counts: list[Tensor], newly: list[Tensor]) -> None:
+        device = self.kept.device
+        at = self._index(weights)
+        kept = self.numel[at] - torch.stack([c.to(device, torch.float64) for c in counts])
+        lost = torch.stack([n.to(device, torch.float64) for n in newly])
+        self.regrown[at] += kept - self.kept[at] + lost
+        self.pruned[at] += lost
+        self.kept[at] = kept
+
+    def _index(self, weights: list[MaskedWeight]) -> Any:
+        return slice(None) if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+
+    def _reset_moments(self, w: MaskedWeight, changed: Tensor) -> None:
+        """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0."""
+        optimizer = w.optimizer() if w.optimizer is not None else None
+        if optimizer is None:
+            return
+        state = optimizer.state.get(w.param, {})
+        for key in _MOMENTS:
+            moment = state.get(key)
+            if isinstance(moment, Tensor) and moment.shape == changed.shape:
+                kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
+
+    def _follow(self, w: MaskedWeight) -> None:
+        self.method.follow(w)
+        device = w.param.device
+        for counter in ("numel", *_COUNTERS):
+            setattr(self, counter, getattr(self, counter).to(device))
+
+    # ---- the regularizer in the host's loss -----------------------------------------------------------------------
+
+    def regularization_loss(self) -> Tensor:
+        """lambda * sum exp(-t) as a differentiable scalar; 0 while dense.
+
+        Its gradient is not kept anywhere but counted: the returned value is `value + (knob - knob)`, so that the
+        gradient of the knob says how often, and with which loss scale, the host added it since the last step.
+        """
+        with torch.no_grad():
+            value = self.method.regularizer(self.weights) if self.sparse else None
+        device = self.weights[0].param.device
+        value = torch.zeros((), device=device) if value is None else value
+        self._forget_stale_knob()
+        if self._knob is None or self._knob.device != device or self._knob.dtype != value.dtype:
+            self._knob = torch.zeros((), device=device, dtype=value.dtype, requires_grad=True)
+        return value + (self._knob - self._knob.detach())
+
+    def take_regularizer(self, scale: Tensor | None) -> Tensor | float | None:
+        """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
+        if self.hook_regularizer:
+            return None if self.auxiliary else 1.0
+        if self._knob is None or self._knob.grad is None:
+            return None
+        self._forget_stale_knob()
+        grad, self._knob.grad = self._knob.grad, None
+        if grad is None or scale is None:
+            return grad
+        return grad / scale.to(grad.device)
+
+    def _forget_stale_knob(self) -> None:
+        """A skipped step leaves its count behind; gradients that were thrown away since say that it is stale."""
+        live = next((w.param.grad for w in self.weights if w.param.grad is not None), None)
+        if self._knob is not None and self._knob.grad is not None:
+            seen = self._knob_grad() if self._knob_grad is not None else live
+            if live is None or seen is None or seen is not live:
+                self._knob.grad = None
+        self._knob_grad = weakref.ref(live) if live is not None else None
+
+    # ---- phases, numbers -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def go_dense(self) -> None:
+        """Every pruned weight comes back with its old value (augmented regeneration); gradients are no longer masked."""
+        if not self.sparse:
+            return
+        for w in self.weights:
+            w.restore()
+            before = w.mask.clone() if self.reset_moments else None
+            w.split(torch.zeros_like(w.param))
+            if before is not None:
+                self._reset_moments(w, torch.logical_not(before))
+        self.regrown += self.numel - self.kept
+        self.kept.copy_(self.numel)
+        self.sparse = False
+
+    @torch.no_grad()
+    def go_sparse(self) -> None:
+        """Thresholds, which stood still while dense, prune again."""
+        if self.sparse or not self.method.prunes:
+            return
+        self.sparse = True
+        if self.scheduled() is None:
+            self.refresh_all()
+        else:
+            self.meet_target()
+
+    def density(self) -> float:
+        """Share of all managed weights that is kept. Reads the device."""
+        return (self.kept.sum() / self.numel.sum()).item() if self.weights else 1.0
+
+    def layer_density(self) -> dict[str, float]:
+        return dict(zip((w.name for w in self.weights), (self.kept / self.numel).tolist()))
+
+    def state_dict(self) -> dict[str, Any]:
+        counters = {k: getattr(self, k).clone() for k in _COUNTERS}
+        weights = {}
+        for w in self.weights:
+            state: dict[str, Any] = {"mask": w.mask.clone(), "dormant": w.dormant.clone(), "steps": w.steps}
+            if w.threshold is not None:
+                state["threshold"] = w.threshold.clone()
+            weights[w.name] = {**state, **{f"method.{k}": v for k, v in self.method.state_of(w).items()}}
+        return {"sparse": self.sparse, "iteration": self.iteration, "counters": counters, "weights": weights}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state whose names and shapes were checked."""
+        for w in self.weights:
+            own = state["weights"][w.name]
+            w.steps = int(own["steps"])
+            w.prepared, w.threshold_grad = False, None
+            if self.method.prunes:
+                self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
+                w.load(own["mask"], own["dormant"], own.get("threshold"))
+        self.sparse, self.iteration = bool(state["sparse"]), int(state["iteration"])
+        for key, value in state["counters"].items():
+            getattr(self, key).copy_(value)

@@ -1,0 +1,20 @@
+"""Several processes: every rank decides from the first rank's numbers."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def from_first_rank(value: float | None, device: torch.device) -> float | None:
+    """The first rank's value on every rank; None stays None. Every rank has to call it."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    where = device if dist.get_backend() == "nccl" else torch.device("cpu")
+    numbers = torch.tensor([value is not None, value or 0.0], dtype=torch.float64, device=where)
+    dist.broadcast(numbers, 0)
+    return float(numbers[1]) if numbers[0] else None

@@ -1,0 +1,196 @@
+"""Which parameters of a network are managed: found by what they are called and how they are shaped, not by class.
+
+Host-made layers (StyleGAN2's FullyConnectedLayer, BigGAN's SNConv2d) are no subclasses of nn.Conv2d or nn.Linear, so an
+isinstance walk finds nothing in them. The rule that finds all: an own Parameter called `weight`, `weight_orig` (old
+spectral norm), `weight_bar`, `weight_v` beside a `weight_g` (old weight norm), or the original of a parametrized
+`weight`; of two or more dims; not of a norm, not of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from rgplug.errors import RgplugError
+from rgplug.masking import FilterLayout
+from rgplug.policy import NetworkPolicy
+
+_NAMES = ("weight", "weight_orig", "weight_bar", "weight_v")
+_WILD = set("*?[")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass
+class Candidate:
+    """A parameter that could be pruned, and what was decided: `reason` is empty when it is managed."""
+
+    name: str
+    module: nn.Module
+    param: torch.Tensor
+    reason: str
+    layout: FilterLayout | None = None
+    per_filter_norm: bool = False
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel or torch.compile."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            return network
+
+
+def walk(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) for every module once, wrappers left out of the names (mapping.fc0, not mapping.module.fc0)."""
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        module = unwrap(module)
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield prefix, module
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from visit(child, f"{prefix}.{name}" if prefix else name)
+
+    return visit(network, "")
+
+
+def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candidate]:
+    """Every candidate of a network, managed ones and skipped ones with the reason.
+
+    Raises RgplugError when a pattern matches nothing or no weight is left to manage.
+    """
+    unused = {p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if p != "*"}
+    found: list[Candidate] = []
+    first_name: dict[int, str] = {}
+    for module_name, module in walk(network):
+        for own, param, conventional in _own_parameters(module):
+            name = f"{module_name}.{own}" if module_name else own
+            matches = [p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if _matches(p, name, module_name)]
+            unused.difference_update(matches)
+            named = any(not _WILD & set(p) for p in matches if p in policy.include)
+            if not conventional and not named:
+                continue
+            reason = _reason(param, module, named) or _pattern_reason(policy, matches)
+            if not reason and id(param) in first_name:
+                reason = f"shared with {first_name[id(param)]}"
+            candidate = Candidate(name, module, param, reason)
+            if not reason:
+                first_name[id(param)] = name
+                dims = [d for pattern, d in policy.filter_dim.items() if pattern in matches]
+                candidate.layout = _layout(param, module, name, dims[-1] if dims else None)
+                candidate.per_filter_norm = own == "weight_v" or own.endswith("weight.original1")
+            found.append(candidate)
+    if unused:
+        raise RgplugError(
+            f"the pattern {sorted(unused)[0]!r} in policy.networks.{label} matches no weight of {label}; "
+            f"`rgplug inspect` lists their names, e.g. {found[0].name if found else 'none'}"
+        )
+    if policy.include and not any(not c.reason for c in found):
+        why = f"; skipped: {', '.join(f'{c.name} ({c.reason})' for c in found[:3])}" if found else ""
+        raise RgplugError(
+            f"{label} ({type(network).__name__}) has no weight that rgplug can manage{why}; "
+            f"give networks: {{{label}: null}} in the policy to leave it dense"
+        )
+    return found
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """(name below the module, tensor, whether it is called as weights are) for every own tensor of 2 or more dims."""
+    has_g = "weight_g" in module._parameters
+    for name, param in module._parameters.items():
+        if param is not None and (isinstance(param, nn.parameter.UninitializedParameter) or param.dim() >= 2):
+            yield name, param, name in _NAMES and (name != "weight_v" or has_g)
+    weight = module._buffers.get("weight")
+    if weight is not None and weight.dim() >= 2:
+        yield "weight", weight, True
+    for name, group in getattr(module._modules.get("parametrizations"), "_modules", {}).items():
+        for key in ("original", "original0", "original1"):
+            param = group._parameters.get(key) if group is not None else None
+            if param is not None and param.dim() >= 2:
+                # weight norm keeps the magnitude as original0 and the direction as original1
+                yield f"parametrizations.{name}.{key}", param, name == "weight" and key != "original0"
+
+
+def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
+    """Why a tensor cannot, or by default should not, be managed."""
+    if isinstance(param, nn.parameter.UninitializedParameter):
+        return "lazy and not yet initialized: run one forward before attach"
+    if not isinstance(param, nn.Parameter):
+        return "a buffer, not a Parameter (frozen by the host)"
+    if not param.is_floating_point() or param.device.type == "meta":
+        return f"{param.dtype} on {param.device}"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "inside a ScriptModule"
+    if type(param.data) is not torch.Tensor:
+        return f"a sharded or wrapped tensor ({type(param.data).__name__})"
+    if named:
+        return ""
+    kind = _parametrized_class(module).lower()
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "embed" in kind:
+        return "an embedding"
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)) or (
+        "norm" in kind and not any(word in kind for word in ("conv", "linear", "dense", "spectral", "weight"))
+    ):
+        return "a norm"
+    return ""
+
+
+def _parametrized_class(module: nn.Module) -> str:
+    return type(module).__name__.removeprefix("Parametrized")
+
+
+def _pattern_reason(policy: NetworkPolicy, matches: list[str]) -> str:
+    excluded = [p for p in policy.exclude if p in matches]
+    if excluded:
+        return f"excluded by {excluded[0]!r}"
+    return "" if any(p in matches for p in policy.include) else "not included"
+
+
+def _matches(pattern: str, name: str, module_name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(module_name, pattern)
+
+
+def _layout(param: torch.Tensor, module: nn.Module, name: str, dim: int | None) -> FilterLayout:
+    shape = tuple(param.shape)
+    if dim is not None:
+        if not 0 <= dim < len(shape):
+            raise RgplugError(f"policy filter_dim {dim} does not exist in {name} of shape {list(shape)}")
+        return FilterLayout(shape, dim)
+    if isinstance(module, _TRANSPOSED):
+        return FilterLayout(shape, 1, module.groups)
+    if "transpose" in _parametrized_class(module).lower() and len(shape) >= 3:
+        groups = getattr(module, "groups", 1)
+        return FilterLayout(shape, 1, groups if isinstance(groups, int) else 1)
+    if len(shape) == 5 and shape[0] == 1 and not isinstance(module, nn.Conv3d):
+        return FilterLayout(shape, 1)  # modulated convolutions keep [1, out, in, k, k]
+    return FilterLayout(shape)
+
+
+def table(candidates: Mapping[str, list[Candidate]], densities: Mapping[str, Mapping[str, float]]) -> str:
+    """The attach report as text: each candidate, managed or skipped and why, shape, filter dim, density."""
+    rows = [("network", "weight", "shape", "filter dim", "density", "")]
+    for network, found in candidates.items():
+        for c in found:
+            dim = "" if c.layout is None else str(c.layout.dim) + (f" x{c.layout.groups}" if c.layout.groups > 1 else "")
+            density = densities.get(network, {}).get(c.name)
+            shape = "x".join(map(str, c.param.shape)) if not _lazy(c.param) else "?"
+            status = f"skipped: {c.reason}" if c.reason else "managed"
+            rows.append((network, c.name, shape, dim, "" if density is None else f"{density:.4f}", status))
+    widths = [max(len(r[i]) for r in rows) for i in range(6)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def _lazy(param: torch.Tensor) -> bool:
+    return isinstance(param, nn.parameter.UninitializedParameter)

@@ -1,0 +1,124 @@
+"""State files: safetensors with masks packed to bits and a checksum. Reading one can run no code.
+
+Layout: tensors `<network>/<weight>/<what>`; `mask` as packed bits (uint8, 8 entries a byte), `dormant` as the values at
+the pruned positions only, in memory order; everything that is no tensor as JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rgplug.errors import RgplugError
+
+FORMAT = 1
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """bool of any shape -> uint8 [ceil(numel / 8)], 8 entries a byte."""
+    return torch.from_numpy(np.packbits(mask.detach().cpu().contiguous().view(-1).numpy()))
+
+
+def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
+    """The reverse of `pack_mask`."""
+    count = int(np.prod(shape))
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)
+
+
+def save(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a controller's state, whole or not at all."""
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    plain = _strip({k: v for k, v in state.items() if k != "networks"}, tensors, "controller")
+    plain["networks"] = {}
+    for network, net in state["networks"].items():
+        own = {k: v for k, v in net.items() if k != "weights"}
+        plain["networks"][network] = _strip(own, tensors, network)
+        plain["networks"][network]["weights"] = {}
+        for name, weight in net["weights"].items():
+            prefix = f"{network}/{name}"
+            mask = weight["mask"].cpu()
+            tensors[f"{prefix}/mask"] = pack_mask(mask)
+            tensors[f"{prefix}/dormant"] = weight["dormant"].cpu()[~mask]
+            rest = {k: v for k, v in weight.items() if k not in ("mask", "dormant")}
+            plain["networks"][network]["weights"][name] = {"shape": list(mask.shape), **_strip(rest, tensors, prefix)}
+    metadata = {"format": "rgplug", "version": str(FORMAT), "state": json.dumps(plain), "sha256": ""}
+    metadata["sha256"] = _digest(tensors, metadata["state"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + f".{os.getpid()}.partial")
+    try:
+        save_file(tensors, str(partial), metadata=metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise RgplugError(f"the state could not be written to {path}: {error}; an earlier file there is untouched") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read what `save` wrote. Raises RgplugError for a missing, truncated, corrupt, foreign or newer file."""
+    path = Path(path)
+    if not path.is_file():
+        raise RgplugError(f"there is no state file {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RgplugError(f"{path} is truncated or corrupt ({error}); use an earlier state file") from error
+    if metadata.get("format") != "rgplug":
+        raise RgplugError(f"{path} is no rgplug state file; give the file that rg.save() wrote")
+    if int(metadata.get("version", "0")) > FORMAT:
+        raise RgplugError(
+            f"{path} was written by a newer rgplug (format {metadata['version']}, this one reads {FORMAT}); update rgplug"
+        )
+    if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
+        raise RgplugError(f"{path} is corrupt (its checksum does not match); use an earlier state file")
+    state = _fill(json.loads(metadata["state"]), tensors)
+    for network, net in state["networks"].items():
+        for name, weight in net["weights"].items():
+            prefix, shape = f"{network}/{name}", weight.pop("shape")
+            weight["mask"] = unpack_mask(tensors[f"{prefix}/mask"], shape)
+            values = tensors[f"{prefix}/dormant"]
+            weight["dormant"] = torch.zeros(shape, dtype=values.dtype)
+            weight["dormant"][~weight["mask"]] = values
+    return state
+
+
+def _strip(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """`value` with every tensor moved to `tensors` and a reference to it left in its place."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {k: _strip(v, tensors, f"{path}/{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strip(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+    return value
+
+
+def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {k: _fill(v, tensors) for k, v in value.items()}
+    return [_fill(v, tensors) for v in value] if isinstance(value, list) else value
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        t = tensors[key]
+        digest.update(f"{key} {t.dtype} {list(t.shape)}".encode())
+        digest.update(t.contiguous().view(torch.uint8).numpy().tobytes() if t.dim() else t.numpy().tobytes())
+    return digest.hexdigest()
