@@ -1,8 +1,8 @@
 """rgplug: pruning and regeneration for GAN training code that already exists.
 
-    rg = rgplug.attach(G, D, policy="rg-gan.yaml")     # once G and D exist
-    ...
-    rg.end_epoch(fid)                                  # once per evaluation
+rg = rgplug.attach(G, D, policy="rg-gan.yaml")     # once G and D exist
+...
+rg.end_epoch(fid)                                  # once per evaluation
 """
 
 from rgplug.attach import attach

@@ -43,7 +43,7 @@ class Accounting:
         d = self._networks.get("D")
         return None if d is None or self.batch["D"] is None else d.iteration * self.batch["D"]
 
-    def trace(self, G: tuple[Any, ...] | Tensor | None = None, D: tuple[Any, ...] | Tensor | None = None) -> None:  # noqa: N803
+    def trace(self, G: tuple[Any, ...] | Tensor | None = None, D: tuple[Any, ...] | Tensor | None = None) -> None:
         """Count MACs, with inputs for forward where they cannot be guessed (a batch of one or more).
 
         Raises RgplugError when a network cannot be run.
@@ -55,12 +55,14 @@ class Accounting:
                 if sampler is not None:
                     G = (sampler.draw(1), *sampler._extra)
                     images = sampler(1)
-        assert G is not None
+        assert G is not None  # a sampler was made for it otherwise
         self.macs["G"] = layer_macs(self._modules["G"], G)
         if "D" in self._modules:
             if D is None and images is None:
                 raise RgplugError("give D's inputs too: rg.accounting.trace(G=..., D=...)")
-            self.macs["D"] = layer_macs(self._modules["D"], images if D is None else D)
+            inputs = images if D is None else D
+            assert inputs is not None
+            self.macs["D"] = layer_macs(self._modules["D"], inputs)
         self.unknown = ""
 
     def flops(self) -> float | None:

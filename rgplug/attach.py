@@ -20,8 +20,8 @@ from rgplug.policy import NetworkPolicy, Policy
 
 
 def attach(
-    G: nn.Module,  # noqa: N803
-    D: nn.Module | None = None,  # noqa: N803
+    G: nn.Module,
+    D: nn.Module | None = None,
     policy: Policy | Mapping[str, Any] | str | Path = "rg-gan",
     optimizers: Any = None,
 ) -> Controller:

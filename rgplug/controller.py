@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +21,12 @@ from rgplug.hooks import StepHooks
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
+from rgplug.monitor import Monitor
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.processes import from_first_rank, rank
 from rgplug.regeneration import AugmentedRegeneration
+from rgplug.state import fit
 
 Phase = Literal["sparse", "dense"]
 
@@ -53,10 +53,8 @@ class Controller:
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
-        self._last_counts = {n: (0, 0) for n in networks}
-        self._clock = time.perf_counter()
+        self.monitor = Monitor(networks, self.accounting)
         self._attached = True
-        self._warned: set[str] = set()
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
 
@@ -69,7 +67,7 @@ class Controller:
         net = self._network(network)
         if net.hook_regularizer:
             raise RgplugError(
-                "rgplug adds the regularizer itself (policy.regularization: hook); set it to 'loss' to add it in the host"
+                "rgplug adds the regularizer itself (policy.regularization: hook); set it to 'loss' to add it yourself"
             )
         return net.regularization_loss()
 
@@ -129,14 +127,16 @@ class Controller:
         """Once per evaluation: decide the phase from the metric, record densities and counts.
 
         metric: the host's FID (lower is better unless the policy says otherwise); None: measured here if the policy
-        names a metric. ema: module (or state dict, or list of tensors) whose weights are evaluated instead of G's; a
-        module gets G's live mask and keeps it, so that what the host draws and saves next is what was measured. sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
+        names a metric. ema: module, state dict or list of tensors whose weights are evaluated instead of G's; a module
+        gets G's live mask and keeps it, so that what the host draws and saves next is what was measured.
+        sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
+
         A NaN or missing metric decides nothing and loses nothing. With several processes every rank calls it; the
         first rank's value decides.
         """
         self._require_attached()
         self.epoch += 1
-        self._check_parameters()
+        self.monitor.check_parameters()
         for net in self.networks.values():
             net.meet_target()
         if isinstance(ema, nn.Module):
@@ -148,11 +148,11 @@ class Controller:
         number = from_first_rank(number, self._device())
         before, average = self.phase, None
         if number is None or not math.isfinite(number):
-            self._warn_metric(number)
+            self.monitor.warn_metric(number, self.epoch, self._evaluation is not None or self.regeneration is None)
         elif self.regeneration is not None:
             average = self.regeneration.decide(number)
             self._enter("sparse" if self.regeneration.sparse else "dense")
-        record = self._record(number, metric_name, average, before)
+        record = self.monitor.record(self.epoch, number, metric_name, average, before, self.phase)
         self.records.append(record)
         if self.policy.run_dir is not None and rank() == 0:
             folder = Path(self.policy.run_dir)
@@ -174,7 +174,7 @@ class Controller:
 
     @property
     def phase(self) -> Phase:
-        """"sparse", or "dense" while augmented regeneration has the networks train dense."""
+        """ "sparse", or "dense" while augmented regeneration has the networks train dense."""
         if self.regeneration is None:
             return "sparse" if any(n.method.prunes for n in self.networks.values()) else "dense"
         return "sparse" if self.regeneration.sparse else "dense"
@@ -207,21 +207,24 @@ class Controller:
             "policy": self.policy.to_dict(),
             "epoch": self.epoch,
             "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
-            "last_counts": {k: list(v) for k, v in self._last_counts.items()},
+            "last_counts": {k: list(v) for k, v in self.monitor.last_counts.items()},
             "accounting": self.accounting.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; nothing is changed unless all of it fits. The host loads its own checkpoint before or after."""
+        """Take over a state; nothing is changed unless all of it fits.
+
+        The host loads its own checkpoint before or after.
+        """
         self._require_attached()
-        self._check_state(state)
+        fit(state, self.networks)
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])
         if self.regeneration is not None and state["regeneration"] is not None:
             self.regeneration.load_state_dict(state["regeneration"])
-        self._last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
+        self.monitor.last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
         self.accounting.load_state_dict(state["accounting"])
         self.records = []
 
@@ -232,33 +235,6 @@ class Controller:
     def load(self, path: str | Path) -> None:
         """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
         self.load_state_dict(state.load(path))
-
-    def _check_state(self, saved: Mapping[str, Any]) -> None:
-        missing = [k for k in ("policy", "epoch", "networks", "accounting", "last_counts", "regeneration") if k not in saved]
-        if missing:
-            raise RgplugError(f"the state has no {missing[0]!r}; give what rg.state_dict() or rg.save() made")
-        for name, net in self.networks.items():
-            own = saved["networks"].get(name, {}).get("weights")
-            if own is None:
-                raise RgplugError(f"the state holds {', '.join(saved['networks']) or 'no network'}, and no {name}")
-            for w in net.weights:
-                if w.name not in own:
-                    raise RgplugError(
-                        f"the state has no weight {name}.{w.name} (this network's shape {list(w.param.shape)}; the state "
-                        f"holds {', '.join(list(own)[:3])}, ...); load a state of the same network and patterns"
-                    )
-                shape = list(own[w.name]["mask"].shape)
-                if shape != list(w.param.shape):
-                    raise RgplugError(
-                        f"the state's {name}.{w.name} has shape {shape}, this network's has {list(w.param.shape)}; "
-                        "load a state of the same network"
-                    )
-            extra = sorted(set(own) - {w.name for w in net.weights})
-            if extra:
-                raise RgplugError(
-                    f"the state manages {name}.{extra[0]} (shape {list(own[extra[0]]['mask'].shape)}), which this policy does "
-                    f"not; attach with the patterns the state was made with"
-                )
 
     def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
         """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.
@@ -291,7 +267,9 @@ class Controller:
     def __enter__(self) -> Controller:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
@@ -322,92 +300,5 @@ class Controller:
             elif name in self.policy.regeneration.augmented.networks:
                 net.go_dense()
 
-    def _warn(self, key: str, text: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(f"rgplug: {text}", stacklevel=3)
-
-    def _warn_metric(self, number: float | None) -> None:
-        if number is not None:
-            warnings.warn(f"rgplug: the metric of epoch {self.epoch} is {number}; no decision, {self.phase} goes on", stacklevel=3)
-        elif self.regeneration is not None and self._evaluation is None:
-            self._warn(
-                "no metric",
-                "end_epoch() got no metric and the policy names none, so augmented regeneration cannot decide; "
-                "pass a value, or set policy.metric, or regeneration: {augmented: false}",
-            )
-
-    def _check_parameters(self) -> None:
-        """Say it when the host replaced Parameters, or when nobody stepped a managed network."""
-        for name, net in self.networks.items():
-            for w in net.weights:
-                if not any(p is w.param for _, p in _parameters_below(w.module)):
-                    self._warn(
-                        f"replaced {name}.{w.name}",
-                        f"{name}.{w.name} was replaced by a new Parameter after attach and is no longer pruned; "
-                        "attach after the host has made its last change to the modules",
-                    )
-            if net.iteration == 0:
-                self._warn(
-                    f"no step {name}",
-                    f"no optimizer step was seen for {name}; is its optimizer a torch.optim.Optimizer that holds the "
-                    "parameters of the network that was attached?",
-                )
-
-    def _record(self, metric: float | None, name: str | None, average: float | None, before: str) -> history.Record:
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        regenerated, pruned, written = {}, {}, {}
-        for label, net in self.networks.items():
-            totals = int(net.regrown.sum()), int(net.pruned.sum())
-            regenerated[label] = totals[0] - self._last_counts[label][0]
-            pruned[label] = totals[1] - self._last_counts[label][1]
-            self._last_counts[label] = totals
-            count = int(net.written.sum())
-            if count:
-                written[label] = count
-                net.written.zero_()
-                warnings.warn(
-                    f"rgplug: the host wrote {count:,} non-zero values at pruned positions of {label} (a dense checkpoint?); "
-                    "they were taken over as dormant values, and the thresholds decide what becomes of them",
-                    stacklevel=3,
-                )
-        density = self.density()
-        if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5:
-            self._warn(
-                "balance",
-                f"densities have drifted apart (G {density['G']:.2f}, D {density['D']:.2f}); a sparse network loses "
-                "against a dense one (STU-GAN, section 3)",
-            )
-        return history.Record(
-            epoch=self.epoch,
-            steps={label: net.iteration for label, net in self.networks.items()},
-            metric=metric,
-            metric_name=name,
-            average=average,
-            phase_before=before,
-            phase=self.phase,
-            density=density,
-            layers={label: net.layer_density() for label, net in self.networks.items()},
-            regenerated=regenerated,
-            pruned=pruned,
-            real_images=self.accounting.real_images,
-            flops=self.accounting.flops(),
-            written=written,
-            seconds=seconds,
-        )
-
 
 attached_networks: weakref.WeakKeyDictionary[nn.Module, Controller] = weakref.WeakKeyDictionary()
-
-
-def _parameters_below(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Own parameters of a module, those of its parametrizations included."""
-    for name, param in module._parameters.items():
-        if param is not None:
-            yield name, param
-    for name, group in getattr(module._modules.get("parametrizations"), "_modules", {}).items():
-        if group is not None:
-            for key, param in group._parameters.items():
-                if param is not None:
-                    yield f"parametrizations.{name}.{key}", param

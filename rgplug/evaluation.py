@@ -33,7 +33,15 @@ class Evaluation:
         if self._evaluator is None:
             device = next((w.param.device for w in net.weights), None)
             self._evaluator = Evaluator(
-                p.real, p.features, p.distance, p.samples, p.batch, device=device, seed=p.seed, cache=None, progress=True
+                p.real,
+                p.features,
+                p.distance,
+                p.samples,
+                p.batch,
+                device=device,
+                seed=p.seed,
+                cache=None,
+                progress=True,
             )
         if isinstance(ema, nn.Module):
             with masked_for_now(ema, net):
@@ -51,8 +59,8 @@ def mask_copy(network: nn.Module, net: Network) -> None:
         if copied is None or copied.shape != w.param.shape:
             found = "missing" if copied is None else f"of shape {list(copied.shape)}"
             raise RgplugError(
-                f"{w.name} of {net.label} has shape {list(w.param.shape)} and is {found} in the network that should get "
-                f"its mask; give a copy of {net.label}"
+                f"{w.name} of {net.label} has shape {list(w.param.shape)} and is {found} in the network that is "
+                f"to get its mask; give a copy of {net.label}"
             )
         copied.detach().masked_fill_(~w.mask.to(copied.device), 0)
 

@@ -36,7 +36,10 @@ class StepHooks:
         self._running: FrameType | None = None  # the frame of the step that is under way
         self._handles: list[Any] = []
         if optimizers is None:
-            self._handles = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
+            self._handles = [
+                register_optimizer_step_pre_hook(self._before),
+                register_optimizer_step_post_hook(self._after),
+            ]
             return
         for optimizer in optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):

@@ -12,7 +12,7 @@ import copyreg
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -93,7 +93,7 @@ def _masked_class(original: type, free: tuple[str, ...]) -> type:
 
         def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
             with _as_original(self):
-                build, args, *rest = self.__reduce_ex__(protocol)
+                build, args, *rest = cast(tuple[Any, ...], self.__reduce_ex__(protocol))
             if build is copyreg.__newobj__:  # type: ignore[attr-defined]
                 # pickle insists that __newobj__ builds the object's own class; its older sibling builds any class
                 build, args = copyreg._reconstructor, (args[0], object, None)  # type: ignore[attr-defined]

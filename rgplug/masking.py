@@ -130,7 +130,7 @@ class MaskedWeight:
         return True
 
     def merge(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(theta, zeros in the weight, mask bits) before the step; what the host wrote at pruned positions is adopted."""
+        """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
         bits = self.bits
         return *kernels.merge_(self.data, self.dormant, bits), bits
 

@@ -227,7 +227,7 @@ class Network:
 
     @torch.no_grad()
     def go_dense(self) -> None:
-        """Every pruned weight comes back with its old value (augmented regeneration); gradients are no longer masked."""
+        """Every pruned weight comes back with its old value (augmented regeneration); gradients are not masked."""
         if not self.sparse:
             return
         for w in self.weights:

@@ -6,17 +6,14 @@ one, a wrong value with its path and the values that are allowed.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
 
+from rgplug import schema
 from rgplug.errors import RgplugError
 
 Units = Literal["absolute", "layer_std", "spectral"]
@@ -104,7 +101,9 @@ class Policy:
     regeneration: RegenerationPolicy = field(default_factory=RegenerationPolicy)
     target: TargetPolicy | None = None
     metric: MetricPolicy | None = None
-    batch_size: int | Mapping[str, int] | None = None  # real images per D step (and fakes per G step), for #RI and FLOPs
+    batch_size: int | Mapping[str, int] | None = (
+        None  # real images per D step (and fakes per G step), for #RI and FLOPs
+    )
     finish: Literal["sparse", "dense", "as-is"] = "as-is"
     run_dir: str | None = None
 
@@ -116,7 +115,8 @@ class Policy:
         """
         if isinstance(source, Policy):
             return source
-        return _build(Policy, _resolve(source), "policy").validated()
+        policy: Policy = schema.build(Policy, schema.resolve(source, PRESETS), "policy")
+        return policy.validated()
 
     def validated(self) -> Policy:
         """Self, once every range has been checked. Raises RgplugError."""
@@ -141,7 +141,9 @@ class Policy:
         if self.target is not None and self.target.G is None and self.target.D is None:
             raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
         if self.metric is not None and not self.metric.real:
-            raise RgplugError("policy.metric.real is missing; name the folder of real images that the metric compares with")
+            raise RgplugError(
+                "policy.metric.real is missing; name the folder of real images that the metric compares with"
+            )
         return self
 
     def _ranges(self) -> list[tuple[str, float | None, float, float]]:
@@ -150,7 +152,9 @@ class Policy:
             ("policy.threshold.guard", self.threshold.guard, 0.0, 1.0),
             ("policy.threshold.init", self.threshold.init, -inf, 1e30),
         ]
-        rows += [(f"policy.sparsity_weight.{k}", v, 0.0, inf) for k, v in self._per_network(self.sparsity_weight).items()]
+        rows += [
+            (f"policy.sparsity_weight.{k}", v, 0.0, inf) for k, v in self._per_network(self.sparsity_weight).items()
+        ]
         if self.regeneration.augmented is not None:
             a = self.regeneration.augmented
             rows += [
@@ -163,7 +167,10 @@ class Policy:
             rows += [("policy.target.start", self.target.start, 0, inf)]
             rows += [("policy.target.by", self.target.by, self.target.start, inf)]
         if self.metric is not None:
-            rows += [("policy.metric.samples", self.metric.samples, 2, inf), ("policy.metric.batch", self.metric.batch, 1, inf)]
+            rows += [
+                ("policy.metric.samples", self.metric.samples, 2, inf),
+                ("policy.metric.batch", self.metric.batch, 1, inf),
+            ]
             rows += [("policy.metric.every", self.metric.every, 1, inf)]
         if self.batch_size is not None:
             rows += [(f"policy.batch_size.{k}", v, 1, inf) for k, v in self._per_network(self.batch_size).items()]
@@ -179,7 +186,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of numbers, strings, lists and dicts, fit for YAML and JSON; `Policy.load` reads it back."""
-        return _plain(self)
+        plain: dict[str, Any] = schema.plain(self)
+        return plain
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -194,141 +202,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "dense": {"method": "dense", "regeneration": {"recurrent": True, "augmented": False}},
 }
-
-
-def _resolve(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """The plain dict behind a source, with `base` (and a preset named as `method`) merged under it."""
-    if isinstance(source, Mapping):
-        data = dict(source)
-    elif isinstance(source, (str, Path)):
-        if str(source) in PRESETS:
-            return dict(PRESETS[str(source)])
-        data = _read_yaml(Path(source))
-    else:
-        raise RgplugError(f"policy is a {type(source).__name__}; give a path to YAML, a dict, a Policy or a preset's name")
-    base = data.pop("base", None)
-    if base is None and data.get("method") in PRESETS:
-        base = data.pop("method")
-    return _merge(_resolve(base), data) if base is not None else data
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        near = difflib.get_close_matches(str(path), PRESETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RgplugError(f"policy {str(path)!r} is no preset ({', '.join(PRESETS)}) and no .yaml file{hint}")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise RgplugError(f"policy file {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise RgplugError(f"policy file {path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise RgplugError(f"policy file {path} holds a {type(data).__name__}; it has to hold keys such as 'method: rg-gan'")
-    return data
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _build(cls: Any, data: Any, path: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise RgplugError(f"{path} is {data!r}; it has to be a group of keys")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
-            raise RgplugError(f"{path}.{key} is not a key of the policy; {hint}")
-    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in data.items()})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type, or one sentence that names the path and what is allowed."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None or (value is False and bool not in args and type(None) in args):
-            if type(None) in args:
-                return None
-            raise RgplugError(f"{path} is empty; {_allowed(hint)}")
-        errors = []
-        for arg in (a for a in args if a is not type(None)):
-            try:
-                return _convert(arg, value, path)
-            except RgplugError as error:
-                errors.append(error)
-        deepest = max(errors, key=lambda e: (str(e).split(" ")[0] != path, len(errors) == 1))
-        raise deepest if str(deepest).split(" ")[0] != path else RgplugError(f"{path} is {value!r}; {_allowed(hint)}")
-    if origin is Literal:
-        if value in args and not isinstance(value, bool):
-            return value
-        near = difflib.get_close_matches(str(value), [str(a) for a in args], 1)
-        hint_text = f" (did you mean {near[0]!r}?)" if near else ""
-        raise RgplugError(f"{path} is {value!r}; {_allowed(hint)}{hint_text}")
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):  # type: ignore[arg-type]
-            return value
-        return _build(hint, {} if value is True else value, path)
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise RgplugError(f"{path} is {value!r}; it has to be a list")
-        return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
-    if origin in (Mapping, dict) or hint is Mapping:
-        if not isinstance(value, Mapping):
-            raise RgplugError(f"{path} is {value!r}; it has to be a group of keys")
-        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()} if args else dict(value)
-    return _scalar(hint, value, path)
-
-
-def _scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 5e-12 as text
-        try:
-            value = float(value)
-        except ValueError:
-            raise RgplugError(f"{path} is {value!r}; it has to be a number") from None
-    if hint is str and isinstance(value, Path):
-        value = str(value)
-    good = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool) and value == value,
-        str: isinstance(value, str),
-    }
-    if not good[hint]:
-        raise RgplugError(f"{path} is {value!r}; {_allowed(hint)}")
-    return float(value) if hint is float else value
-
-
-def _allowed(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-
-    def describe(h: Any) -> str:
-        origin, args = typing.get_origin(h), typing.get_args(h)
-        if origin in (Union, types.UnionType):
-            return ", or ".join(describe(a) for a in args)
-        if origin is Literal:
-            return " | ".join(map(str, args))
-        if origin is tuple:
-            return "a list"
-        if origin is not None or dataclasses.is_dataclass(h):
-            return "a group of keys"
-        return names.get(h, str(h))
-
-    return f"allowed: {describe(hint)}"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def unwrap(network: nn.Module) -> nn.Module:
         if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             network = network.module
         elif hasattr(network, "_orig_mod"):
-            network = network._orig_mod
+            network = cast(nn.Module, network._orig_mod)
         else:
             return network
 
@@ -73,9 +74,11 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
     found: list[Candidate] = []
     first_name: dict[int, str] = {}
     for module_name, module in walk(network):
-        for own, param, conventional in _own_parameters(module):
+        for own, param, conventional in own_parameters(module):
             name = f"{module_name}.{own}" if module_name else own
-            matches = [p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if _matches(p, name, module_name)]
+            matches = [
+                p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if _matches(p, name, module_name)
+            ]
             unused.difference_update(matches)
             named = any(not _WILD & set(p) for p in matches if p in policy.include)
             if not conventional and not named:
@@ -104,7 +107,7 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
     return found
 
 
-def _own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """(name below the module, tensor, whether it is called as weights are) for every own tensor of 2 or more dims."""
     has_g = "weight_g" in module._parameters
     for name, param in module._parameters.items():
@@ -181,7 +184,9 @@ def table(candidates: Mapping[str, list[Candidate]], densities: Mapping[str, Map
     rows = [("network", "weight", "shape", "filter dim", "density", "")]
     for network, found in candidates.items():
         for c in found:
-            dim = "" if c.layout is None else str(c.layout.dim) + (f" x{c.layout.groups}" if c.layout.groups > 1 else "")
+            dim = (
+                "" if c.layout is None else str(c.layout.dim) + (f" x{c.layout.groups}" if c.layout.groups > 1 else "")
+            )
             density = densities.get(network, {}).get(c.name)
             shape = "x".join(map(str, c.param.shape)) if not _lazy(c.param) else "?"
             status = f"skipped: {c.reason}" if c.reason else "managed"

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rgplug.errors import RgplugError
+
+if TYPE_CHECKING:
+    from rgplug.network import Network
 
 FORMAT = 1
 
@@ -60,7 +63,9 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
         save_file(tensors, str(partial), metadata=metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        raise RgplugError(f"the state could not be written to {path}: {error}; an earlier file there is untouched") from error
+        raise RgplugError(
+            f"the state could not be written to {path}: {error}; an earlier file there is untouched"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -80,7 +85,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise RgplugError(f"{path} is no rgplug state file; give the file that rg.save() wrote")
     if int(metadata.get("version", "0")) > FORMAT:
         raise RgplugError(
-            f"{path} was written by a newer rgplug (format {metadata['version']}, this one reads {FORMAT}); update rgplug"
+            f"{path} was written by a newer rgplug (format {metadata['version']}, this one reads {FORMAT}); update it"
         )
     if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
         raise RgplugError(f"{path} is corrupt (its checksum does not match); use an earlier state file")
@@ -93,6 +98,39 @@ def load(path: str | Path) -> dict[str, Any]:
             weight["dormant"] = torch.zeros(shape, dtype=values.dtype)
             weight["dormant"][~weight["mask"]] = values
     return state
+
+
+def fit(state: Mapping[str, Any], networks: Mapping[str, Network]) -> None:
+    """Raise RgplugError unless the state is one of these networks, weight by weight."""
+    needed = ("policy", "epoch", "networks", "accounting", "last_counts", "regeneration")
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise RgplugError(f"the state has no {missing[0]!r}; give what rg.state_dict() or rg.save() made")
+    for label, net in networks.items():
+        own = state["networks"].get(label, {}).get("weights")
+        if own is None:
+            raise RgplugError(f"the state holds {', '.join(state['networks']) or 'no network'}, and no {label}")
+        for w in net.weights:
+            shape = list(w.param.shape)
+            if w.name not in own:
+                held = ", ".join(f"{k} {list(v['mask'].shape)}" for k, v in list(own.items())[:3])
+                raise RgplugError(
+                    f"the state has no weight {label}.{w.name} (shape {shape} in this network; the state holds "
+                    f"{held}); "
+                    "load a state of the same network and patterns"
+                )
+            saved = list(own[w.name]["mask"].shape)
+            if saved != shape:
+                raise RgplugError(
+                    f"the state's {label}.{w.name} has shape {saved}, this network's has {shape}; "
+                    "load a state of the same network"
+                )
+        extra = sorted(set(own) - {w.name for w in net.weights})
+        if extra:
+            raise RgplugError(
+                f"the state manages {label}.{extra[0]} (shape {list(own[extra[0]]['mask'].shape)}), which this policy "
+                "does not; attach with the patterns that the state was made with"
+            )
 
 
 def _strip(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

@@ -39,10 +39,10 @@ class LearnedThresholds:
     def follow(self, weight: MaskedWeight) -> None:
         """The host moved its network: thresholds and units go to the weight's device, in its precision."""
         self.optimizer.dissolve()
-        where = {"device": weight.param.device, "dtype": torch.promote_types(weight.param.dtype, torch.float32)}
-        weight.threshold = self._threshold(weight).to(**where)
-        weight.scale = None if weight.scale is None else weight.scale.to(**where)
-        weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(**where)
+        device, dtype = weight.param.device, torch.promote_types(weight.param.dtype, torch.float32)
+        weight.threshold = self._threshold(weight).to(device, dtype)
+        weight.scale = None if weight.scale is None else weight.scale.to(device, dtype)
+        weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(device, dtype)
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None:
         full = self.policy.weight_gradient == "full"

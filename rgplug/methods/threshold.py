@@ -46,7 +46,7 @@ def surrogate_weight_term(theta: Tensor, derivative: Tensor, scale: Tensor | Non
 
 
 def pruned_entries(theta: Tensor, threshold: Tensor, scale: Tensor | None = None) -> Tensor:
-    """1.0 where |theta| / scale <= t, else 0.0 (Eq. 1: kept iff strictly above). NaN counts as kept: it stays visible."""
+    """1.0 where |theta| / scale <= t, else 0.0 (Eq. 1: kept iff strictly above). NaN is kept, and so stays visible."""
     size = theta.abs() if scale is None else theta.abs().div_(scale)
     return size.le_(threshold)
 

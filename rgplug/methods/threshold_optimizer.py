@@ -1,9 +1,9 @@
 """The optimizer of the thresholds: of the host's class, with the host's settings, one flat tensor for many layers.
 
-Elementwise optimizers (Adam, SGD, RMSprop, ...) treat a concatenation of thresholds exactly as they treat the pieces, so
-the thresholds of all weights in one param group share one flat tensor and one real `torch.optim` object. Only the step
-count is shared by the elements; a weight that sits out a step (no gradient in a lazy phase) is therefore split off
-into a flat tensor of its own, with its state, the first time that happens.
+Elementwise optimizers (Adam, SGD, RMSprop, ...) treat a concatenation of thresholds exactly as they treat the pieces.
+So the thresholds of all weights in one param group share one flat tensor and one real `torch.optim` object. Only the
+step count is shared by the elements; a weight that sits out a step (no gradient in a lazy phase) is therefore split
+off into a flat tensor of its own, with its state, the first time that happens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _NOT_ELEMENTWISE = {"LBFGS", "Adafactor", "Muon", "SparseAdam"}
 class _Flat:
     """Thresholds that step together: one flat tensor, views of it in each weight, one torch optimizer."""
 
-    def __init__(self, weights: list[MaskedWeight], optimizer_class: type, settings: dict[str, Any], state: dict[str, Any]):
+    def __init__(
+        self, weights: list[MaskedWeight], optimizer_class: type, settings: dict[str, Any], state: dict[str, Any]
+    ):
         self.weights = weights
         sizes = [w.layout.filters for w in weights]
         self.flat = torch.cat([_threshold(w) for w in weights])
@@ -118,7 +120,9 @@ class ThresholdOptimizer:
             if w.name not in self._flats:
                 state = self._loaded.get(w.name, {})
                 scalars = tuple(sorted((k, float(v)) for k, v in state.items() if not _is_flat(v, _threshold(w))))
-                fresh.setdefault((id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars), []).append(w)
+                fresh.setdefault(
+                    (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars), []
+                ).append(w)
         for weights in fresh.values():
             flat = self._build(weights, host, groups)
             self._flats.update(dict.fromkeys((w.name for w in weights), flat))

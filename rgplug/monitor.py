@@ -1,0 +1,111 @@
+"""The monitor: records of each epoch, and warnings about what a host did that it will not have meant."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+from rgplug.accounting import Accounting
+from rgplug.history import Record
+from rgplug.network import Network
+from rgplug.select import own_parameters
+
+
+class Monitor:
+    """Counts since the last record, and what has been warned of already."""
+
+    def __init__(self, networks: dict[str, Network], accounting: Accounting):
+        self.networks = networks
+        self.accounting = accounting
+        self.last_counts = {label: (0, 0) for label in networks}  # (regrown, pruned) at the last record
+        self._clock = time.perf_counter()
+        self._warned: set[str] = set()
+
+    def record(
+        self, epoch: int, metric: float | None, name: str | None, average: float | None, before: str, phase: str
+    ) -> Record:
+        """The record of an epoch. Reads the device."""
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        regenerated, pruned = {}, {}
+        for label, net in self.networks.items():
+            totals = int(net.regrown.sum()), int(net.pruned.sum())
+            regenerated[label] = totals[0] - self.last_counts[label][0]
+            pruned[label] = totals[1] - self.last_counts[label][1]
+            self.last_counts[label] = totals
+        written = self._written()
+        density = {label: net.density() for label, net in self.networks.items()}
+        if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5:
+            self._once(
+                "balance",
+                f"densities have drifted apart (G {density['G']:.2f}, D {density['D']:.2f}); a sparse network loses "
+                "against a dense one (STU-GAN, section 3)",
+            )
+        return Record(
+            epoch=epoch,
+            steps={label: net.iteration for label, net in self.networks.items()},
+            metric=metric,
+            metric_name=name,
+            average=average,
+            phase_before=before,
+            phase=phase,
+            density=density,
+            layers={label: net.layer_density() for label, net in self.networks.items()},
+            regenerated=regenerated,
+            pruned=pruned,
+            real_images=self.accounting.real_images,
+            flops=self.accounting.flops(),
+            written=written,
+            seconds=seconds,
+        )
+
+    def check_parameters(self) -> None:
+        """Say it when the host replaced Parameters, or when nobody stepped a managed network."""
+        for label, net in self.networks.items():
+            for w in net.weights:
+                if not any(param is w.param for _, param, _ in own_parameters(w.module)):
+                    self._once(
+                        f"replaced {label}.{w.name}",
+                        f"{label}.{w.name} was replaced by a new Parameter after attach and is no longer pruned; "
+                        "attach after the host has made its last change to the modules",
+                    )
+            if net.iteration == 0:
+                self._once(
+                    f"no step {label}",
+                    f"no optimizer step was seen for {label}; is its optimizer a torch.optim.Optimizer that holds the "
+                    "parameters of the network that was attached?",
+                )
+
+    def warn_metric(self, number: float | None, epoch: int, expected: bool) -> None:
+        """A metric that decides nothing: not finite, or missing where the policy has no way to measure it."""
+        if number is not None:
+            _warn(f"the metric of epoch {epoch} is {number}; no decision, the phase goes on")
+        elif not expected:
+            self._once(
+                "no metric",
+                "end_epoch() got no metric and the policy names none, so augmented regeneration cannot decide; "
+                "pass a value, or set policy.metric, or regeneration: {augmented: false}",
+            )
+
+    def _written(self) -> dict[str, int]:
+        """Non-zeros that the host wrote at pruned positions since the last record, by network."""
+        found = {}
+        for label, net in self.networks.items():
+            count = int(net.written.sum())
+            if count:
+                found[label] = count
+                net.written.zero_()
+                _warn(
+                    f"the host wrote {count:,} non-zero values at pruned positions of {label} (a dense checkpoint?); "
+                    "they were taken over as dormant values, and the thresholds decide what becomes of them"
+                )
+        return found
+
+    def _once(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            _warn(text)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"rgplug: {text}", stacklevel=4)
