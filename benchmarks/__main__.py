@@ -58,7 +58,7 @@ def figures(rounds: int) -> str:
             "",
             "### Memory",
             "",
-            f"Kept beside the host: {memory:.3f} bytes per byte of managed weight (aim: at most 1.3); nothing per forward.",
+            f"Kept beside the host: {memory:.3f} bytes per byte of managed weight (aim: 1.3); nothing per forward.",
             "",
             "### Frechet distance",
             "",

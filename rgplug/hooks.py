@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from rgplug.network import Network
 
 
+_Row = tuple["Network", MaskedWeight, dict[str, Any]]  # network, weight, param group
+_Owned = tuple[list[tuple[dict[str, Any], int]], list[_Row]]
+
+
 class StepHooks:
     """Calls `before_step` and `after_step` of the networks around the step of the optimizer that owns their weights."""
 
     def __init__(self, networks: list[Network], optimizers: Iterable[Any] | None):
         self.networks = networks
         self._by_param = {id(w.param): (net, w) for net in networks for w in net.weights}
-        self._owned: weakref.WeakKeyDictionary[Any, tuple[int, list[tuple[Network, MaskedWeight, dict[str, Any]]]]]
-        self._owned = weakref.WeakKeyDictionary()
+        self._owned: weakref.WeakKeyDictionary[Any, _Owned] = weakref.WeakKeyDictionary()
         self._running: FrameType | None = None  # the frame of the step that is under way
         self._handles: list[Any] = []
         if optimizers is None:
@@ -64,17 +67,18 @@ class StepHooks:
             handle.remove()
         self._handles = []
 
-    def owned(self, optimizer: torch.optim.Optimizer) -> list[tuple[Network, MaskedWeight, dict[str, Any]]]:
+    def owned(self, optimizer: torch.optim.Optimizer) -> list[_Row]:
         """(network, weight, param group) for every managed weight that the optimizer steps."""
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        # a group dict is a new object after optimizer.load_state_dict, and grows with its list of parameters
+        groups = [(group, len(group["params"])) for group in optimizer.param_groups]
         cached = self._owned.get(optimizer)
-        if cached is None or cached[0] != count:
+        if cached is None or not _same(cached[0], groups):
             rows = []
             for group in optimizer.param_groups:
                 for param in group["params"]:
                     if id(param) in self._by_param:
                         rows.append((*self._by_param[id(param)], group))
-            cached = self._owned[optimizer] = (count, rows)
+            cached = self._owned[optimizer] = (groups, rows)
         return cached[1]
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -101,7 +105,7 @@ class StepHooks:
             return args, {**kwargs, "closure": prepared_closure}
         return (args[0], prepared_closure, *args[2:]), kwargs
 
-    def _prepare(self, optimizer: Any, owned: list[tuple[Network, MaskedWeight, dict[str, Any]]]) -> None:
+    def _prepare(self, optimizer: Any, owned: list[_Row]) -> None:
         for net, weights, _ in _by_network(owned):
             net.before_step(weights, getattr(optimizer, "grad_scale", None))
 
@@ -121,8 +125,12 @@ class StepHooks:
             net.after_step(weights, step)
 
 
+def _same(seen: list[tuple[dict[str, Any], int]], groups: list[tuple[dict[str, Any], int]]) -> bool:
+    return len(seen) == len(groups) and all(a is b and m == n for (a, m), (b, n) in zip(seen, groups))
+
+
 def _by_network(
-    owned: list[tuple[Network, MaskedWeight, dict[str, Any]]],
+    owned: list[_Row],
 ) -> list[tuple[Network, list[MaskedWeight], dict[int, dict[str, Any]]]]:
     rows: dict[int, tuple[Network, list[MaskedWeight], dict[int, dict[str, Any]]]] = {}
     for net, weight, group in owned:
