@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
 from rgplug.metrics import Evaluator, MetricValue, evaluate_generator
+from rgplug.metrics.isolation import preserved_rng
 from rgplug.policy import MetricPolicy
 from rgplug.select import walk
 
@@ -32,17 +33,10 @@ class Evaluation:
         p = self.policy
         if self._evaluator is None:
             device = next((w.param.device for w in net.weights), None)
-            self._evaluator = Evaluator(
-                p.real,
-                p.features,
-                p.distance,
-                p.samples,
-                p.batch,
-                device=device,
-                seed=p.seed,
-                cache=None,
-                progress=True,
-            )
+            with preserved_rng():  # a feature network is initialized before its weights are loaded
+                self._evaluator = Evaluator(
+                    p.real, p.features, p.distance, p.samples, p.batch, device=device, seed=p.seed
+                )
         if isinstance(ema, nn.Module):
             with masked_for_now(ema, net):
                 return evaluate_generator(generator, self._evaluator, sample_fn, ema, p.z_dim)

@@ -1,0 +1,89 @@
+"""quickstart.py is train_gan.py plus an import and two lines; the demo runs it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rgplug
+from rgplug.cli import main
+from rgplug.examples import quickstart, train_gan
+
+EXAMPLES = Path(quickstart.__file__).parent
+
+
+def test_the_difference_is_the_import_and_two_lines() -> None:
+    plain, attached = ((EXAMPLES / f"{name}.py").read_text().splitlines() for name in ("train_gan", "quickstart"))
+    changes = [line for line in difflib.ndiff(plain, attached) if line[0] in "+-"]
+    added = [line[2:].strip() for line in changes if line.startswith("+ ") and line[2:].strip()]
+    assert not [line for line in changes if line.startswith("- ")]
+    assert len(added) == 3
+    assert added[0] == "import rgplug"
+    assert added[1].startswith("rg = rgplug.attach(G, D, ")
+    assert "rg.end_epoch(ema=G_ema)" in added[2]
+    assert "rgplug" not in (EXAMPLES / "train_gan.py").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_demo_leaves_what_it_promises(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RGPLUG_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    argv = ["demo", "--data", str(folder), "--out", str(out), "--iterations", "4", "--epoch-iterations", "2"]
+    assert main(argv) == 0
+    for name in ("samples.png", "training.png", "history.jsonl", "checkpoint.pt", "rgplug.safetensors"):
+        assert (out / name).stat().st_size > 100, name
+    records = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]
+    assert all(r["metric"] > 0 and r["metric_name"] for r in records)
+    assert [r["steps"] for r in records] == [{"G": 2, "D": 2}, {"G": 4, "D": 4}]
+    assert records[-1]["density"]["G"] < 1
+    assert records[-1]["real_images"] == 4 * 16
+    assert records[-1]["flops"] > 0
+
+    # the checkpoint knows nothing of rgplug, and its average is pruned as it was measured
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    G = train_gan.Generator(64)
+    G.load_state_dict(state["G_ema"])
+    pruned = sum(int((p == 0).sum()) for n, p in G.named_parameters() if p.dim() >= 2)
+    total = sum(p.numel() for n, p in G.named_parameters() if p.dim() >= 2)
+    assert 1 - pruned / total == pytest.approx(records[-1]["density"]["G"], abs=1e-3)
+
+
+def test_inspect_prints_the_attach_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(EXAMPLES / "train_gan.py"), "--G", "Generator(16)", "--D", "Discriminator(16)"]) == 0
+    report = capsys.readouterr().out
+    assert "to_rgb.weight" in report
+    assert "parametrizations.weight.original" in report
+    assert "managed" in report
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")]) == 2
+    assert main(["inspect", str(tmp_path / "nothing.py")]) == 2
+    assert main(["inspect", str(EXAMPLES / "train_gan.py"), "--G", "Unknown()"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert "nowhere" in lines[0]
+    assert "nothing.py" in lines[1]
+    assert "--G 'Generator(64)'" in lines[2]
+
+
+def test_the_policy_of_the_quickstart_is_valid() -> None:
+    policy = rgplug.Policy.load({"base": EXAMPLES / "quickstart.yaml", "metric.real": "x", "run_dir": "y"})
+    assert policy.target is not None
+    assert policy.metric is not None
+    assert policy.metric.real == "x"
