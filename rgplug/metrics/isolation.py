@@ -1,0 +1,145 @@
+"""Context managers after which a training run cannot tell that it was interrupted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from rgplug.errors import RgplugError
+
+Weights = Mapping[str, Tensor] | Sequence[Tensor]
+
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel, AveragedModel, torch.compile or ema-pytorch's EMA.
+
+    Not any `.module`: a generator may call its own body so.
+    """
+    inner = module.module if isinstance(module, WRAPPERS) else None
+    for name in ("_orig_mod", "ema_model"):
+        inner = inner or getattr(module, name, None)
+    return unwrap(inner) if isinstance(inner, nn.Module) else module
+
+
+@contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore the global random states of python, numpy and torch (CPU, CUDA, MPS) afterwards; seed them if asked."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - hosts use the global state
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reaches a GPU not yet initialised
+            if cuda is not None:
+                torch.cuda.manual_seed_all(seed)
+            if mps is not None:
+                torch.mps.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """`eval()` on the modules; afterwards every sub-module has its own `training` flag back."""
+    flags = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training  # not .train(): hosts override it
+
+
+@contextmanager
+def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
+    """Restore buffers, bit for bit and as the same tensor objects, and tensors that are plain attributes.
+
+    The latter are what torch.nn.utils.spectral_norm leaves in `module.weight`: recomputed, not changed in place.
+    """
+    parts = [m for module in modules for m in module.modules()]
+    buffers = [(m, n, b, b.detach().clone()) for m in parts for n, b in m._buffers.items() if b is not None]
+    plain = [(m, n, v) for m in parts for n, v in vars(m).items() if isinstance(v, Tensor)]
+    try:
+        yield
+    finally:
+        for m, name, buffer, saved in buffers:
+            buffer.data.copy_(saved)
+            m._buffers[name] = buffer
+        for m, name, value in plain:
+            m.__dict__[name] = value
+
+
+@contextmanager
+def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
+    """Put `weights` into a module and its own values back afterwards, bit for bit.
+
+    weights: a state dict (also of parameters only, also with the prefixes of DDP or torch.compile), or a list of
+    tensors in the order of module.parameters() (or of those that require a gradient). Values are copied, so
+    addresses stay; `.data` is written, so no autograd graph that the host still holds is invalidated.
+    """
+    pairs = _aligned(unwrap(module), weights)
+    saved = [target.detach().clone() for target, _ in pairs]
+    try:
+        for target, value in pairs:
+            target.data.copy_(value)
+        yield
+    finally:
+        for (target, _), value in zip(pairs, saved):
+            target.data.copy_(value)
+
+
+def _aligned(module: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+    """(tensor of the module, value) pairs; RgplugError when names, number or shapes do not fit."""
+    if isinstance(weights, Mapping):
+        own = {
+            **dict(module.named_parameters(remove_duplicate=False)),  # a state dict names tied ones twice
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        tensors_only = {n: v for n, v in weights.items() if isinstance(v, Tensor) and not n.endswith("_extra_state")}
+        given = {n if n in own else _plain_name(n): v for n, v in tensors_only.items()}
+        unknown = sorted(set(given) - set(own))
+        missing = sorted(n for n, p in module.named_parameters() if p.requires_grad and n not in given)
+        if unknown or missing:
+            what = f"has no {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the generator has not"
+            raise RgplugError(f"ema: the state dict {what}; give a state dict of the generator")
+        pairs = [(own[n], v) for n, v in given.items()]
+    else:
+        tensors = list(weights)
+        every = list(module.parameters())
+        trained = [p for p in every if p.requires_grad]
+        targets = next((t for t in (every, trained) if len(t) == len(tensors)), None)
+        if targets is None:
+            raise RgplugError(
+                f"ema: {len(tensors)} tensors for {len(every)} parameters of the generator; give one for each"
+            )
+        pairs = list(zip(targets, tensors))
+    for target, value in pairs:
+        if target.shape != value.shape:
+            raise RgplugError(f"ema: a tensor {tuple(value.shape)} where the generator has {tuple(target.shape)}")
+    return pairs
+
+
+def _plain_name(name: str) -> str:
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name

@@ -1,0 +1,40 @@
+"""A measured value that carries its own name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DISTANCES = ("frechet", "kid", "is")
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """name: see metric_name. value: NaN when the generator made non-finite images. error: see Estimate; None for the
+    Frechet distance. samples: generated images. seconds: wall time. `float(v)` is the value."""
+
+    name: str
+    value: float
+    error: float | None
+    samples: int
+    seconds: float
+
+    @property
+    def lower_is_better(self) -> bool:
+        """False for the inception score only."""
+        return not (self.name == "is" or self.name.startswith("is_"))
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        digits = 2 if not math.isfinite(self.value) or abs(self.value) >= 1 else 5
+        error = "" if self.error is None else f" +- {self.error:.{digits}f}"
+        return f"{self.name} {self.value:.{digits}f}{error} ({self.samples} samples)"
+
+
+def metric_name(distance: str, features: str) -> str:
+    """The name of a value: `fid`, `kid` and `is` on Inception only; elsewhere `fd_`, `kid_`, `is_` and the features."""
+    if features == "inception":
+        return "fid" if distance == "frechet" else distance
+    return f"{'fd' if distance == 'frechet' else distance}_{features}"
