@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
@@ -53,7 +52,7 @@ class Accounting:
             sampler = default_sample_fn(self._modules["G"]) if G is None else None
             with preserved_rng():
                 if sampler is not None:
-                    G = (sampler.draw(1), *sampler._extra)
+                    G = (sampler.draw(1), *sampler.arguments(1))
                     images = sampler(1)
         assert G is not None  # a sampler was made for it otherwise
         self.macs["G"] = layer_macs(self._modules["G"], G)
@@ -98,7 +97,7 @@ class Accounting:
         net = self._networks.get(network)
         if net is None or net.iteration == 0:
             return {}
-        means = (net.density_steps / torch.clamp_min(net.density_steps.new_tensor(net.iteration), 1)).tolist()
+        means = [total / w.steps if w.steps else 1.0 for total, w in zip(net.density_steps.tolist(), net.weights)]
         names = (w.name.rpartition(".parametrizations.")[0] or w.name.rpartition(".")[0] for w in net.weights)
         return {name: mean for name, mean in zip(names, means) if name in self.macs[network].layers}
 

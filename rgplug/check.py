@@ -219,7 +219,7 @@ class _Trial:
         sampler = default_sample_fn(self.stock["G"])
         z = sampler.draw(4)
         images = sampler(4) if "D" in self.stock else None
-        return (z, *sampler._extra), images
+        return (z, *sampler.arguments(4)), images
 
 
 def _attach(nets: dict[str, nn.Module]) -> Controller:

@@ -74,19 +74,11 @@ class Controller:
     def mask_gradients(self, network: str | None = None) -> None:
         """Do the before-step work now, so that a norm the host clips or logs is that of the masked gradient.
 
-        Call it between backward (and `unscale_` under AMP) and the clipping; the hook then does not repeat it. A host
-        that uses it uses it at every step.
+        Call it between backward (and `unscale_` under AMP) and the clipping; the hook then does not repeat it, as long
+        as the clipping works in place.
         """
         for net in self._of(network):
-            for w in net.weights:
-                grad = w.param.grad
-                seen = None if grad is None else (id(grad), grad._version)
-                if seen is None or seen != w.masked_grad:
-                    w.prepared = False
-            fresh = [w for w in net.weights if not w.prepared]
-            net.before_step(fresh)
-            for w in fresh:
-                w.masked_grad = None if w.param.grad is None else (id(w.param.grad), w.param.grad._version)
+            net.before_step(net.weights)
 
     @contextmanager
     def auxiliary_step(self, network: str | None = None) -> Iterator[None]:
@@ -114,7 +106,7 @@ class Controller:
         Thresholds then need settings of their own: policy.threshold.optimizer: {lr: ...}.
         """
         net = self._network(network)
-        net.after_step(net.weights, Step(regularizer=net.take_regularizer(None)))
+        net.after_step(net.weights, Step(regularizer=net.take_regularizer(net.weights, None)))
 
     def end_epoch(
         self,
@@ -156,7 +148,9 @@ class Controller:
         self.records.append(record)
         if self.policy.run_dir is not None and rank() == 0:
             folder = Path(self.policy.run_dir)
-            if self.epoch == 1 or len(self.records) == 1:
+            if self.epoch == 1:
+                history.set_aside(folder, ("history.jsonl", "rgplug.safetensors"))
+            elif len(self.records) == 1:
                 history.truncate(folder / "history.jsonl", self.epoch - 1)
             history.append(folder / "history.jsonl", record)
             self.save(folder / "rgplug.safetensors")

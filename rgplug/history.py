@@ -53,6 +53,21 @@ def append(path: Path, record: Record) -> None:
         file.write(record.to_json() + "\n")
 
 
+def set_aside(folder: Path, names: tuple[str, ...]) -> None:
+    """Rename what an earlier run left in the folder (history.jsonl -> history-1.jsonl), so that nothing is lost."""
+    if any((folder / name).exists() for name in names):
+        number = 1
+        while any(_numbered(folder / name, number).exists() for name in names):
+            number += 1
+        for name in names:
+            if (folder / name).exists():
+                (folder / name).rename(_numbered(folder / name, number))
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
 def truncate(path: Path, last_epoch: int) -> None:
     """Drop the records after `last_epoch`: a resumed run writes them again. A line cut off by a kill goes too."""
     if path.exists():

@@ -97,7 +97,7 @@ class StepHooks:
         def prepared_closure() -> Any:
             loss = closure()
             for _, w, _ in owned:
-                w.prepared = False  # a closure may run several times in a step, each time with a new gradient
+                w.prepared = None  # a closure may run several times in a step, each time with a new gradient
             self._prepare(optimizer, owned)
             return loss
 
@@ -120,7 +120,7 @@ class StepHooks:
                 optimizer=optimizer,
                 groups=groups,
                 found_inf=getattr(optimizer, "found_inf", None),
-                regularizer=net.take_regularizer(scale),
+                regularizer=net.take_regularizer(weights, scale),
             )
             net.after_step(weights, step)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from rgplug.masking import MaskedWeight
 
@@ -62,22 +62,28 @@ def _as_original(module: nn.Module) -> Iterator[None]:
         module.__class__ = masked
 
 
-def _mask(self: nn.Module) -> Tensor | None:
-    """bool, the weight's shape: True where kept. None in a module that is not managed."""
-    weight = masked_weight(self)
-    return None if weight is None else weight.mask
+class _Look:
+    """An attribute of a masked class that gives way to anything of that name the host has or sets in the module."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
+        if module is None:
+            return self
+        for own in (module._parameters, module._buffers, module._modules):
+            if self.name in own:
+                return own[self.name]
+        weight = masked_weight(module)
+        return None if weight is None else getattr(weight, self.name)
 
 
-def _threshold(self: nn.Module) -> Tensor | None:
-    """[filters]: one threshold per output filter."""
-    weight = masked_weight(self)
-    return None if weight is None else weight.threshold
+def _by_the_original(name: str) -> Any:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _as_original(self):
+            return getattr(self, name)(*args, **kwargs)
 
-
-def _density(self: nn.Module) -> float | None:
-    """Share of the weight that is kept."""
-    weight = masked_weight(self)
-    return None if weight is None else weight.density
+    return call
 
 
 def _masked_class(original: type, free: tuple[str, ...]) -> type:
@@ -111,7 +117,9 @@ def _masked_class(original: type, free: tuple[str, ...]) -> type:
             "__reduce_ex__": __reduce_ex__,
             "__deepcopy__": __deepcopy__,
         }
-        getters = {"mask": _mask, "threshold": _threshold, "density": _density}
-        namespace.update({name: property(getters[name]) for name in free})
+        for name in free:
+            namespace[name] = _Look(name)
+        for name in ("register_buffer", "register_parameter", "add_module", "register_module"):
+            namespace[name] = _by_the_original(name)  # they refuse names that the class has
         _classes[key] = type(f"Masked{original.__name__}", (original,), namespace)
     return _classes[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,7 @@ class MaskedWeight:
         self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
         self.steps = 0  # iterations in which the owning optimizer stepped
         self.merged = False  # between restore and split, where `dormant` holds all of theta
-        self.prepared = False  # the before-step work is done for the coming step
-        self.masked_grad: tuple[int, int] | None = None  # identity and version of the gradient that was masked early
+        self.prepared: Any = None  # weak reference to the gradient that the before-step work was done on
         self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]
 
     def __repr__(self) -> str:
@@ -120,6 +120,15 @@ class MaskedWeight:
         """Share of the weight that is kept. Reads the device."""
         return self.mask.float().mean().item() if self.numel < 2**24 else self.mask.double().mean().item()
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the before-step work was done on the gradient that is there now; a new one says that it was not."""
+        return self.prepared is not None and self.prepared() is self.param.grad
+
+    def set_prepared(self) -> None:
+        grad = self.param.grad
+        self.prepared = _nothing if grad is None else weakref.ref(grad)
+
     def follow(self) -> bool:
         """Move mask and dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
         p = self.param
@@ -132,6 +141,7 @@ class MaskedWeight:
     def merge(self) -> tuple[Tensor, Tensor, Tensor]:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
         bits = self.bits
+        self.merged = False  # after an interrupt between restore and split, `dormant` is sorted out here
         return *kernels.merge_(self.data, self.dormant, bits), bits
 
     def restore(self) -> None:
@@ -139,6 +149,12 @@ class MaskedWeight:
         if not self.merged:
             kernels.restore_(self.data, self.dormant, self.bits)
             self.merged = True
+
+    def gather(self) -> Tensor:
+        """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""
+        _, zeros, _ = self.merge()
+        self.restore()
+        return zeros
 
     def split(self, pruned: Tensor) -> Tensor:
         """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
@@ -148,7 +164,7 @@ class MaskedWeight:
 
     def set_mask(self, mask: Tensor) -> None:
         """Install a given bool mask outside of a step; newly kept entries take their dormant value."""
-        self.restore()
+        self.gather()
         self.split(torch.logical_not(mask).to(self.param.dtype))
 
     def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None) -> None:
@@ -164,3 +180,7 @@ class MaskedWeight:
         self.merged = False
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)
+
+
+def _nothing() -> None:
+    """What a weak reference to no gradient answers."""

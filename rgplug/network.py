@@ -39,6 +39,7 @@ class Network:
         self.iteration = 0
         self._knob: Tensor | None = None  # counts, by its gradient, how often the host added the regularizer
         self._knob_grad: Any = None
+        self._taken: dict[str, Tensor] = {}  # weight -> count of the knob when its optimizer last stepped
         device = weights[0].param.device if weights else torch.device("cpu")
         self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
         self.kept = self.numel.clone()  # kept entries of each weight, counted on the device
@@ -63,9 +64,9 @@ class Network:
         """
         seen: list[tuple[MaskedWeight, Tensor]] = []
         for w in weights:
-            if w.prepared:
+            if w.is_prepared:
                 continue
-            w.prepared = True
+            w.set_prepared()
             w.threshold_grad = None
             if w.follow():
                 self._follow(w)
@@ -83,31 +84,30 @@ class Network:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
             kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
         if seen:
-            at = self._index([w for w, _ in seen])
-            zeros = torch.stack([z.to(self.kept.device, torch.float64) for _, z in seen])
-            self.written[at] += (self.numel[at] - zeros - self.kept[at]).clamp_min_(0)
+            self._count_written([w for w, _ in seen], [zeros for _, zeros in seen])
 
     @torch.no_grad()
     def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
         """Pruned entries exactly 0 again; thresholds step; masks are drawn anew."""
         for w in weights:
-            w.prepared = False
-            w.masked_grad = None
+            w.prepared = None
             w.steps += not self.auxiliary
             if step.optimizer is not None:
                 w.optimizer = weakref.ref(step.optimizer)
-        self.iteration = max(w.steps for w in weights)
+        self.iteration = max(w.steps for w in self.weights)
         step.iteration = self.iteration
         if self.sparse:
             for w in weights:
                 w.restore()
             self.method.update(weights, step)
             keep = self.scheduled()
-            if keep is not None and len(weights) == len(self.weights):
-                self.method.shift(weights, keep, SAMPLES_PER_STEP, self.iteration)
-            self._refresh(weights)
+            if keep is None:
+                self._refresh(weights)
+            else:  # a common level for all weights, those that another optimizer steps included
+                self._shift(keep, SAMPLES_PER_STEP)
         if not self.auxiliary:
-            self.density_steps += self.kept / self.numel
+            at = self._index(weights)
+            self.density_steps[at] += self.kept[at] / self.numel[at]
 
     def scheduled(self) -> float | None:
         """Density that the policy's target asks for at this iteration."""
@@ -118,17 +118,25 @@ class Network:
         """Bring the density onto the schedule outside of a step, from (nearly) all entries."""
         keep = self.scheduled()
         if keep is not None and self.sparse:
-            for w in self.weights:
-                w.restore()
-            self.method.shift(self.weights, keep, SAMPLES_PER_EPOCH, self.iteration)
-            self._refresh(self.weights)
+            self._shift(keep, SAMPLES_PER_EPOCH)
 
     @torch.no_grad()
     def refresh_all(self) -> None:
         """Draw all masks anew from theta, outside of a step."""
-        for w in self.weights:
-            w.restore()
+        self._gather()
         self._refresh(self.weights)
+
+    def _shift(self, keep: float, samples: int) -> None:
+        self._gather()
+        self.method.shift(self.weights, keep, samples, self.iteration)
+        self._refresh(self.weights)
+
+    def _gather(self) -> None:
+        """Put theta together for every weight that is not inside a step, with what the host wrote."""
+        self._bring_along()
+        rest = [w for w in self.weights if not w.merged]
+        if rest:
+            self._count_written(rest, [w.gather() for w in rest])
 
     def _refresh(self, weights: list[MaskedWeight]) -> None:
         counts, newly = [], []
@@ -179,6 +187,18 @@ class Network:
             if isinstance(moment, Tensor) and moment.shape == changed.shape:
                 kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
 
+    def _count_written(self, weights: list[MaskedWeight], zeros: list[Tensor]) -> None:
+        """More non-zeros than kept entries: the host wrote at pruned positions."""
+        at = self._index(weights)
+        found = torch.stack([z.to(self.kept.device, torch.float64) for z in zeros])
+        self.written[at] += (self.numel[at] - found - self.kept[at]).clamp_min_(0)
+
+    def _bring_along(self) -> None:
+        """Follow the host's Parameters to another device or dtype."""
+        for w in self.weights:
+            if w.follow():
+                self._follow(w)
+
     def _follow(self, w: MaskedWeight) -> None:
         self.method.follow(w)
         device = w.param.device
@@ -202,17 +222,24 @@ class Network:
             self._knob = torch.zeros((), device=device, dtype=value.dtype, requires_grad=True)
         return value + (self._knob - self._knob.detach())
 
-    def take_regularizer(self, scale: Tensor | None) -> Tensor | float | None:
+    def take_regularizer(self, weights: list[MaskedWeight], scale: Tensor | None) -> Tensor | float | None:
         """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
         if self.hook_regularizer:
             return None if self.auxiliary else 1.0
+        self._forget_stale_knob()
         if self._knob is None or self._knob.grad is None:
             return None
-        self._forget_stale_knob()
-        grad, self._knob.grad = self._knob.grad, None
-        if grad is None or scale is None:
-            return grad
-        return grad / scale.to(grad.device)
+        total = self._knob.grad
+        count = total - self._taken.get(weights[0].name, 0)
+        self._taken.update(dict.fromkeys((w.name for w in weights), total.clone()))
+        if len(self._taken) == len(self.weights):
+            self._forget_knob()
+        return count if scale is None else count / scale.to(count.device)
+
+    def _forget_knob(self) -> None:
+        if self._knob is not None:
+            self._knob.grad = None
+        self._taken.clear()
 
     def _forget_stale_knob(self) -> None:
         """A skipped step leaves its count behind; gradients that were thrown away since say that it is stale."""
@@ -220,7 +247,7 @@ class Network:
         if self._knob is not None and self._knob.grad is not None:
             seen = self._knob_grad() if self._knob_grad is not None else live
             if live is None or seen is None or seen is not live:
-                self._knob.grad = None
+                self._forget_knob()
         self._knob_grad = weakref.ref(live) if live is not None else None
 
     # ---- phases, numbers -------------------------------------------------------------------------------------------
@@ -230,8 +257,8 @@ class Network:
         """Every pruned weight comes back with its old value (augmented regeneration); gradients are not masked."""
         if not self.sparse:
             return
+        self._gather()
         for w in self.weights:
-            w.restore()
             before = w.mask.clone() if self.reset_moments else None
             w.split(torch.zeros_like(w.param))
             if before is not None:
@@ -274,7 +301,7 @@ class Network:
         for w in self.weights:
             own = state["weights"][w.name]
             w.steps = int(own["steps"])
-            w.prepared, w.threshold_grad = False, None
+            w.prepared, w.threshold_grad = None, None
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"))

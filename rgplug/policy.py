@@ -114,7 +114,7 @@ class Policy:
         Raises RgplugError with the path of the wrong key and the nearest valid one.
         """
         if isinstance(source, Policy):
-            return source
+            source = source.to_dict()
         policy: Policy = schema.build(Policy, schema.resolve(source, PRESETS), "policy")
         return policy.validated()
 
@@ -123,10 +123,20 @@ class Policy:
         for path, value, low, high in self._ranges():
             if value is not None and not low <= value <= high:
                 raise RgplugError(f"{path} is {value}; it has to lie between {low:g} and {high:g}")
-        for name in self.networks:
-            if name not in ("G", "D"):
-                raise RgplugError(f"policy.networks.{name} names no network; the networks are G and D")
         augmented = self.regeneration.augmented
+        recurrent = self.regeneration.recurrent
+        named: dict[str, Any] = {
+            "networks": self.networks,
+            "sparsity_weight": self.sparsity_weight,
+            "threshold.units": self.threshold.units,
+            "batch_size": self.batch_size,
+            "regeneration.recurrent": recurrent,
+            "regeneration.augmented.networks": augmented.networks if augmented is not None else (),
+        }
+        for key, value in named.items():
+            for name in value if isinstance(value, (Mapping, tuple)) else ():
+                if name not in ("G", "D"):
+                    raise RgplugError(f"policy.{key}.{name} names no network; the networks are G and D")
         if augmented is not None:
             if len(augmented.weights) != augmented.window:
                 raise RgplugError(

@@ -15,7 +15,9 @@ import yaml
 from rgplug.errors import RgplugError
 
 
-def resolve(source: Mapping[str, Any] | str | Path, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def resolve(
+    source: Mapping[str, Any] | str | Path, presets: Mapping[str, dict[str, Any]], seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The plain dict behind a source, with `base` (and a preset named as `method`) merged under it."""
     if isinstance(source, Mapping):
         data = _nest(source)
@@ -28,9 +30,13 @@ def resolve(source: Mapping[str, Any] | str | Path, presets: Mapping[str, dict[s
             f"policy is a {type(source).__name__}; give a path to YAML, a dict, a Policy or a preset's name"
         )
     base = data.pop("base", None)
-    if base is None and data.get("method") in presets:
+    if base is not None and str(base) in seen:
+        raise RgplugError(
+            f"policy.base: {base} is its own base; a chain of bases has to end at a preset or a file without"
+        )
+    if base is None and isinstance(data.get("method"), str) and data["method"] in presets:
         base = data.pop("method")
-    return _merge(resolve(base, presets), data) if base is not None else data
+    return _merge(resolve(base, presets, (*seen, str(base))), data) if base is not None else data
 
 
 def _nest(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +57,8 @@ def _read_yaml(path: Path, presets: Mapping[str, Any]) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise RgplugError(f"policy file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RgplugError(f"policy file {path} is no text: {error.reason}") from error
     except yaml.YAMLError as error:
         raise RgplugError(f"policy file {path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

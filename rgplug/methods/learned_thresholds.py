@@ -65,7 +65,7 @@ class LearnedThresholds:
             gradient = w.threshold_grad
             if gradient is not None and step.groups.get(id(w.param), {}).get("maximize"):
                 gradient = -gradient  # the host ascends; thresholds follow the same objective and descend on their own
-            if step.regularizer is not None:
+            if step.regularizer is not None and self.sparsity_weight:
                 pull = threshold.regularizer_gradient(self._threshold(w), self.sparsity_weight)
                 pull = pull.mul_(step.regularizer)
                 gradient = pull if gradient is None else gradient + pull

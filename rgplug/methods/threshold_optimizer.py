@@ -131,7 +131,7 @@ class ThresholdOptimizer:
     def _build(
         self, weights: list[MaskedWeight], host: torch.optim.Optimizer | None, groups: Mapping[int, dict[str, Any]]
     ) -> _Flat:
-        cls: type = torch.optim.Adam if host is None else type(host)
+        cls: type = torch.optim.Adam if host is None else _class_of(host)
         if host is None and "lr" not in self.overrides:
             raise RgplugError(
                 f"no torch optimizer steps {self.network}'s weights, so its thresholds cannot inherit one; "
@@ -158,7 +158,7 @@ class ThresholdOptimizer:
             ) from error
 
     def _settings(self, cls: type, group: Mapping[str, Any], flat: Tensor) -> dict[str, Any]:
-        known = inspect.signature(cls).parameters
+        known = _parameters_of(cls)
         settings = {k: v for k, v in group.items() if k in known and k not in _OWN}
         for key, value in self.overrides.items():
             if key not in known:
@@ -171,6 +171,25 @@ class ThresholdOptimizer:
         if "capturable" in known:  # a step count on the device, where the host's lives there too
             settings["capturable"] = flat.is_cuda and bool(group.get("fused") or group.get("capturable"))
         return settings
+
+
+def _class_of(optimizer: torch.optim.Optimizer) -> type:
+    """Class of an optimizer, or of the one that it wraps (Lookahead and the like)."""
+    inner = next((v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)), None)
+    return type(optimizer) if inner is None else _class_of(inner)
+
+
+def _parameters_of(cls: type) -> set[str]:
+    """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        names |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names - {"self"}
 
 
 def _threshold(weight: MaskedWeight) -> Tensor:
