@@ -251,6 +251,7 @@ class Controller:
                 net.go_dense()
             elif finish == "sparse":
                 net.go_sparse()
+                net.settle()
             for w in net.weights:
                 layers.unswap(w.module)
         self.hooks.remove()

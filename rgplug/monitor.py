@@ -91,10 +91,9 @@ class Monitor:
         """Non-zeros that the host wrote at pruned positions since the last record, by network."""
         found = {}
         for label, net in self.networks.items():
-            count = int(net.written.sum())
+            count = net.take_written()
             if count:
                 found[label] = count
-                net.written.zero_()
                 _warn(
                     f"the host wrote {count:,} non-zero values at pruned positions of {label} (a dense checkpoint?); "
                     "they were taken over as dormant values, and the thresholds decide what becomes of them"

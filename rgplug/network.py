@@ -128,8 +128,9 @@ class Network:
 
     def _shift(self, keep: float, samples: int) -> None:
         self._gather()
-        self.method.shift(self.weights, keep, samples, self.iteration)
-        self._refresh(self.weights)
+        if keep < 1:
+            self.method.shift(self.weights, keep, samples, self.iteration)
+        self._refresh(self.weights, keep_all=keep >= 1)
 
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
@@ -137,11 +138,13 @@ class Network:
         rest = [w for w in self.weights if not w.merged]
         if rest:
             self._count_written(rest, [w.gather() for w in rest])
+            for w in rest:
+                self.method.measure(w)
 
-    def _refresh(self, weights: list[MaskedWeight]) -> None:
+    def _refresh(self, weights: list[MaskedWeight], keep_all: bool = False) -> None:
         counts, newly = [], []
         for w in weights:
-            pruned = self.method.pruned(w)
+            pruned = torch.zeros_like(w.param) if keep_all else self.method.pruned(w)
             if not self.recurrent:
                 pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
             if w.per_filter_norm:
@@ -277,6 +280,27 @@ class Network:
             self.refresh_all()
         else:
             self.meet_target()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Zeros where the mask has them, whatever the host wrote since the last step (which becomes dormant)."""
+        if self.sparse:
+            self._gather()
+            for w in self.weights:
+                w.split(torch.logical_not(w.mask).to(w.param.dtype))
+
+    @torch.no_grad()
+    def take_written(self) -> int:
+        """Non-zeros that the host wrote at pruned positions since it was last asked. Reads the device."""
+        waiting = torch.zeros_like(self.written)  # written since the last step, taken over at the next one
+        if self.sparse:
+            self._bring_along()
+            waiting = torch.stack(
+                [torch.count_nonzero(w.data.masked_fill(w.mask, 0)).to(self.written) for w in self.weights]
+            )
+        total = int((self.written + waiting).sum())
+        self.written = -waiting
+        return total
 
     def density(self) -> float:
         """Share of all managed weights that is kept. Reads the device."""

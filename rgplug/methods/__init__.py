@@ -40,6 +40,9 @@ class Method(Protocol):
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
         """After the host's step, before masks are drawn: every weight's `dormant` holds theta."""
 
+    def measure(self, weight: MaskedWeight) -> None:
+        """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""
+
     def pruned(self, weight: MaskedWeight) -> Tensor:
         """The entries to prune, from theta (held in `weight.dormant`)."""
 

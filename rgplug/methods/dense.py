@@ -22,6 +22,8 @@ class Dense:
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None: ...
 
+    def measure(self, weight: MaskedWeight) -> None: ...
+
     def pruned(self, weight: MaskedWeight) -> Tensor:
         return torch.zeros_like(weight.param)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class LearnedThresholds:
         self.policy = policy.threshold
         self.units: str = policy.of(policy.threshold.units, network) or "absolute"
         self.sparsity_weight: float = policy.of(policy.sparsity_weight, network) or 0.0
+        self.recurrent = policy.regeneration.recurs(network)
         self.optimizer = ThresholdOptimizer(policy.threshold.optimizer, network)
 
     def attach(self, weight: MaskedWeight) -> None:
@@ -79,6 +81,9 @@ class LearnedThresholds:
         for w in weights:
             self._measure(w, w.dormant)
 
+    def measure(self, weight: MaskedWeight) -> None:
+        self._measure(weight, weight.dormant)
+
     def pruned(self, weight: MaskedWeight) -> Tensor:
         theta = weight.dormant
         t = weight.layout.expand(self._threshold(weight))
@@ -96,22 +101,37 @@ class LearnedThresholds:
         """Shift all thresholds by a common amount, so that the share `keep` of the network's weights lies above.
 
         The shift is the quantile of |theta| / scale - t over at most `samples` entries, taken at a regular stride
-        whose start moves with `iteration`. Differences between filters stay as they were learned.
+        whose start moves with `iteration`. Differences between filters stay as they were learned. A layer that the
+        common shift would empty is shifted only as far as leaves it its largest weights, and the others make up for it.
         """
-        total = sum(w.numel for w in weights)
-        stride = -(-total // samples)
-        parts = []
+        stride = -(-sum(w.numel for w in weights) // (samples if self.recurrent else 16 * samples))
+        parts, caps = [], []
         for w in weights:
-            margin = threshold.margin(w.layout.view(w.dormant), w.layout.expand(self._threshold(w)), w.scale)
-            parts.append(margin.reshape(-1)[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
-        pooled = torch.cat(parts)
-        rank = min(max(round((1 - keep) * pooled.numel()), 0), pooled.numel())
-        if rank == 0:
-            amount = torch.clamp_max(pooled.min(), 0) - 1e-12  # below the smallest: everything is kept
-        else:
-            amount = pooled.kthvalue(rank).values
-        for w in weights:
-            self._threshold(w).add_(amount.to(w.param.device))
+            margin = threshold.margin(w.layout.view(w.dormant), w.layout.expand(self._threshold(w)), w.scale).reshape(
+                -1
+            )
+            if not self.recurrent:
+                margin.masked_fill_(~w.mask.reshape(-1), -torch.inf)  # what is pruned stays pruned
+            parts.append(margin[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
+            caps.append(self._cap(margin[iteration % max(1, w.numel // 4096) :: max(1, w.numel // 4096)]))
+        rank = max(round((1 - keep) * sum(p.numel() for p in parts)), 1)
+        amount = torch.cat(parts).kthvalue(rank).values
+        for _ in range(2):
+            capped = [
+                torch.where(c < amount, torch.where(p > c, torch.inf, -torch.inf).to(p.dtype), p)
+                for p, c in zip(parts, (c.to(amount.device) for c in caps))
+            ]
+            amount = torch.cat(capped).kthvalue(rank).values
+        for w, cap in zip(weights, caps):
+            shift = torch.minimum(amount.to(cap.device), cap)
+            self._threshold(w).add_(torch.nan_to_num_(shift, nan=0.0, posinf=0.0, neginf=0.0))
+
+    def _cap(self, margin: Tensor) -> Tensor:
+        """The largest shift that leaves a layer a little more than the guard's share of its weights."""
+        if margin.numel() == 1:
+            return margin[0] - margin[0].abs() - 1
+        rest = max(1, math.ceil(1.5 * self.policy.guard * margin.numel()))
+        return margin.kthvalue(max(margin.numel() - rest, 1)).values
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         state: dict[str, Any] = {f"optimizer.{k}": v for k, v in self.optimizer.state_of(weight).items()}
@@ -132,10 +152,12 @@ class LearnedThresholds:
             return
         theta = theta.to(self._threshold(weight).dtype)
         if self.units == "layer_std":
-            weight.scale = threshold.layer_std(theta)
+            scale = threshold.layer_std(theta)
         else:
             assert weight.scale_vectors is not None
-            weight.scale = threshold.spectral_norm(self._rows(weight, theta), weight.scale_vectors)
+            scale = threshold.spectral_norm(self._rows(weight, theta), weight.scale_vectors)
+        # weights that are not finite have no unit: the last one stays
+        weight.scale = scale if weight.scale is None else torch.where(torch.isfinite(scale), scale, weight.scale)
 
     @staticmethod
     def _rows(weight: MaskedWeight, theta: Tensor) -> Tensor:

@@ -71,8 +71,11 @@ def spectral_norm(theta: Tensor, left: Tensor, iterations: int = 1) -> Tensor:
 
     theta: [filters, rest]. left: [filters], the running left singular vector. 0-dim, never 0.
     """
+    tiny = torch.finfo(theta.dtype).tiny
     for _ in range(iterations):
-        right = torch.nn.functional.normalize(theta.t().mv(left), dim=0, eps=1e-12)
+        right = torch.nn.functional.normalize(theta.t().mv(left), dim=0, eps=tiny)
         image = theta.mv(right)
-        left.copy_(torch.nn.functional.normalize(image, dim=0, eps=1e-12))
-    return torch.dot(left, image).clamp_min_(torch.finfo(theta.dtype).tiny)
+        norm = torch.linalg.vector_norm(image)
+        # a layer of zeros (or one that is not finite) leaves the vector as it was, or it would never recover
+        left.copy_(torch.where((norm > 0) & torch.isfinite(norm), image / norm.clamp_min(tiny), left))
+    return torch.dot(left, image).clamp_min_(tiny)

@@ -141,7 +141,7 @@ class ThresholdOptimizer:
         state = {}
         for key, first in states[0].items():
             joined = _is_flat(first, _threshold(weights[0]))
-            state[key] = torch.cat([s[key] for s in states]).to(weights[0].param.device) if joined else first
+            state[key] = torch.cat([s[key] for s in states]).to(_threshold(weights[0])) if joined else first
         group = groups.get(id(weights[0].param), {})
         settings = self._settings(cls, group, _threshold(weights[0]))
         if cls.__name__ in _NOT_ELEMENTWISE:
