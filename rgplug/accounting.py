@@ -52,7 +52,7 @@ class Accounting:
             sampler = default_sample_fn(self._modules["G"]) if G is None else None
             with preserved_rng():
                 if sampler is not None:
-                    G = (sampler.draw(1), *sampler.arguments(1))
+                    G = sampler.arguments(1)
                     images = sampler(1)
         assert G is not None  # a sampler was made for it otherwise
         self.macs["G"] = layer_macs(self._modules["G"], G)

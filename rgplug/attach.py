@@ -46,11 +46,14 @@ def attach(
     if not candidates:
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
     _check_shared(candidates)
+    _check_free(candidates)
     networks = {label: _network(label, modules[label], found, policy) for label, found in candidates.items()}
     controller = Controller(networks, candidates, policy, _as_list(optimizers), modules)
     for net in networks.values():
         for w in net.weights:
             layers.swap(w.module, w)
+        if net.sparse and policy.threshold.init > 0:
+            net.refresh_all()
     for module in modules.values():
         attached_networks[select.unwrap(module)] = controller
     return controller
@@ -63,7 +66,7 @@ def _network(label: str, module: nn.Module, candidates: list[select.Candidate], 
         if not c.reason:
             assert c.layout is not None
             assert isinstance(c.param, nn.Parameter)
-            weights.append(MaskedWeight(c.name, c.module, c.param, c.layout, c.per_filter_norm, stored=method.prunes))
+            weights.append(MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, stored=method.prunes))
     return Network(label, module, weights, policy, method)
 
 
@@ -92,6 +95,17 @@ def _check_shared(candidates: Mapping[str, list[select.Candidate]]) -> None:
                         f"G and D share the weight {label}.{c.name}; exclude it in one of them (networks: {{{label}: "
                         f"{{exclude: [{c.name}]}}}})"
                     )
+
+
+def _check_free(candidates: Mapping[str, list[select.Candidate]]) -> None:
+    taken = {id(w.param) for c in set(attached_networks.values()) for net in c.networks.values() for w in net.weights}
+    for label, found in candidates.items():
+        for c in found:
+            if not c.reason and id(c.param) in taken:
+                raise RgplugError(
+                    f"{label}.{c.name} is managed by a controller already, of a part of {label} or of a network around it; "
+                    "call detach() on that one first"
+                )
 
 
 def _as_list(optimizers: Any) -> Iterable[Any] | None:

@@ -217,9 +217,9 @@ class _Trial:
 
     def _guess(self) -> tuple[Any, Any]:
         sampler = default_sample_fn(self.stock["G"])
-        z = sampler.draw(4)
+        z = sampler.arguments(4)
         images = sampler(4) if "D" in self.stock else None
-        return (z, *sampler.arguments(4)), images
+        return z, images
 
 
 def _attach(nets: dict[str, nn.Module]) -> Controller:

@@ -127,16 +127,19 @@ class Controller:
         first rank's value decides.
         """
         self._require_attached()
-        self.epoch += 1
+        try:
+            number = None if metric is None else float(metric)
+        except (TypeError, ValueError):
+            raise RgplugError(f"end_epoch got {metric!r} as the metric; give a number, or None") from None
         self.monitor.check_parameters()
         for net in self.networks.values():
             net.meet_target()
         if isinstance(ema, nn.Module):
             self.apply_masks(ema)
-        if metric is None and self._evaluation is not None and (self.epoch - 1) % self._evaluation.policy.every == 0:
+        if number is None and self._evaluation is not None and self.epoch % self._evaluation.policy.every == 0:
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
-            metric, metric_name = value.value, value.name
-        number = None if metric is None else float(metric)
+            number, metric_name = value.value, value.name
+        self.epoch += 1
         number = from_first_rank(number, self._device())
         before, average = self.phase, None
         if number is None or not math.isfinite(number):
@@ -213,6 +216,16 @@ class Controller:
         """
         self._require_attached()
         fit(state, self.networks)
+        before = self.state_dict()
+        try:
+            self._take_over(state)
+        except Exception as error:
+            self._take_over(before)
+            raise RgplugError(
+                f"the state is damaged ({type(error).__name__}: {' '.join(str(error).split())}); nothing was changed"
+            ) from error
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])
@@ -246,6 +259,8 @@ class Controller:
         if not self._attached:
             return
         finish = finish or self.policy.finish
+        if finish not in ("sparse", "dense", "as-is"):
+            raise RgplugError(f"detach got finish {finish!r}; allowed: sparse | dense | as-is")
         for net in self.networks.values():
             if finish == "dense":
                 net.go_dense()

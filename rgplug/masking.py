@@ -42,16 +42,10 @@ class FilterLayout:
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
-        return self._reduce(x, lambda v, dims: v.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32)))
-
-    def amax(self, x: Tensor) -> Tensor:
-        """Largest value of `x` in each output filter: [filters]."""
-        return self._reduce(x, lambda v, dims: v.amax(dims))
-
-    def _reduce(self, x, op):  # type: ignore[no-untyped-def]
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if self.groups == 1:
-            return op(x, [d for d in range(x.dim()) if d != self.dim])
-        return op(self.view(x), [d for d in range(x.dim() + 1) if d not in (0, 2)]).reshape(-1)
+            return x.sum([d for d in range(x.dim()) if d != self.dim], dtype=dtype)
+        return self.view(x).sum([d for d in range(x.dim() + 1) if d not in (0, 2)], dtype=dtype).reshape(-1)
 
 
 class MaskedWeight:
@@ -68,14 +62,14 @@ class MaskedWeight:
         module: nn.Module,
         param: nn.Parameter,
         layout: FilterLayout,
-        per_filter_norm: bool = False,
+        norm_dims: tuple[int, ...] | None = None,
         stored: bool = True,  # False: for methods that never prune; mask and dormant values take no memory
     ):
         self.name = name
         self.module = module
         self.param = param
         self.layout = layout
-        self.per_filter_norm = per_filter_norm  # weight norm divides by each filter's own norm
+        self.norm_dims = norm_dims  # weight norm divides by norms over these dims
         with torch.no_grad():
             if stored:
                 self.mask = torch.ones_like(param, dtype=torch.bool)
@@ -168,15 +162,17 @@ class MaskedWeight:
         self.split(torch.logical_not(mask).to(self.param.dtype))
 
     def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None) -> None:
-        """Take over saved state; the host's values stay where the mask keeps them and become 0 elsewhere."""
+        """Take over saved state. The host's values are the host's to load, before or after; what was pruned here since
+        and is kept in the saved mask comes back first."""
         if tuple(mask.shape) != tuple(self.param.shape):
             raise RgplugError(
                 f"the saved state of {self.name} has shape {list(mask.shape)}, this network's has "
                 f"{list(self.param.shape)}; load a state of the same network"
             )
+        theta = self.theta
         self.mask.copy_(mask)
         self.dormant.copy_(dormant)
-        kernels.keep_(self.data, self.bits)
+        self.data.copy_(torch.where(self.mask, theta, self.data))
         self.merged = False
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 
@@ -107,4 +108,8 @@ class Monitor:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"rgplug: {text}", stacklevel=4)
+    """Warn at the line of the host that called rgplug."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "rgplug":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"rgplug: {text}", stacklevel=level)

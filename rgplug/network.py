@@ -38,7 +38,8 @@ class Network:
         self.auxiliary = False  # the coming steps are lazy-regularisation phases, not iterations of their own
         self.iteration = 0
         self._knob: Tensor | None = None  # counts, by its gradient, how often the host added the regularizer
-        self._knob_grad: Any = None
+        self._added: Tensor | None = None
+        self._window: Any = None  # weak reference to a live gradient at the last backward through the regularizer
         self._taken: dict[str, Tensor] = {}  # weight -> count of the knob when its optimizer last stepped
         device = weights[0].param.device if weights else torch.device("cpu")
         self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
@@ -51,8 +52,6 @@ class Network:
             with torch.no_grad():
                 for w in weights:
                     method.attach(w)
-                if policy.threshold.init > 0 and self.sparse:
-                    self.refresh_all()
 
     # ---- around a step -------------------------------------------------------------------------------------------
 
@@ -128,9 +127,8 @@ class Network:
 
     def _shift(self, keep: float, samples: int) -> None:
         self._gather()
-        if keep < 1:
-            self.method.shift(self.weights, keep, samples, self.iteration)
-        self._refresh(self.weights, keep_all=keep >= 1)
+        self.method.shift(self.weights, keep, samples, self.iteration)
+        self._refresh(self.weights)
 
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
@@ -141,14 +139,14 @@ class Network:
             for w in rest:
                 self.method.measure(w)
 
-    def _refresh(self, weights: list[MaskedWeight], keep_all: bool = False) -> None:
+    def _refresh(self, weights: list[MaskedWeight]) -> None:
         counts, newly = [], []
         for w in weights:
-            pruned = torch.zeros_like(w.param) if keep_all else self.method.pruned(w)
+            pruned = self.method.pruned(w)
             if not self.recurrent:
                 pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
-            if w.per_filter_norm:
-                self._keep_largest(w, pruned)
+            if w.norm_dims is not None:
+                _keep_largest(w, w.norm_dims, pruned)
             count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
             keep = (count < (1 - self.guard) * w.numel).to(count.dtype)
             pruned.mul_(keep)
@@ -159,13 +157,6 @@ class Network:
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))
         self._count(weights, counts, newly)
-
-    def _keep_largest(self, w: MaskedWeight, pruned: Tensor) -> None:
-        """Weight norm divides each filter by its own norm: an empty filter keeps its largest weight."""
-        empty = w.layout.sum(1 - pruned) == 0
-        size = w.dormant.abs()
-        largest = w.layout.view(size) >= w.layout.expand(w.layout.amax(size))
-        pruned.mul_(1 - (largest & w.layout.expand(empty)).view_as(pruned).to(pruned.dtype))
 
     def _count(self, weights: list[MaskedWeight], counts: list[Tensor], newly: list[Tensor]) -> None:
         device = self.kept.device
@@ -220,38 +211,38 @@ class Network:
             value = self.method.regularizer(self.weights) if self.sparse else None
         device = self.weights[0].param.device
         value = torch.zeros((), device=device) if value is None else value
-        self._forget_stale_knob()
         if self._knob is None or self._knob.device != device or self._knob.dtype != value.dtype:
             self._knob = torch.zeros((), device=device, dtype=value.dtype, requires_grad=True)
+            self._knob.register_hook(self._on_knob)
         return value + (self._knob - self._knob.detach())
 
     def take_regularizer(self, weights: list[MaskedWeight], scale: Tensor | None) -> Tensor | float | None:
         """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
         if self.hook_regularizer:
             return None if self.auxiliary else 1.0
-        self._forget_stale_knob()
-        if self._knob is None or self._knob.grad is None:
+        if self._added is None:
             return None
-        total = self._knob.grad
-        count = total - self._taken.get(weights[0].name, 0)
-        self._taken.update(dict.fromkeys((w.name for w in weights), total.clone()))
+        count = self._added - self._taken.get(weights[0].name, 0)
+        self._taken.update(dict.fromkeys((w.name for w in weights), self._added))
         if len(self._taken) == len(self.weights):
-            self._forget_knob()
+            self._forget_count()
         return count if scale is None else count / scale.to(count.device)
 
-    def _forget_knob(self) -> None:
-        if self._knob is not None:
-            self._knob.grad = None
-        self._taken.clear()
-
-    def _forget_stale_knob(self) -> None:
-        """A skipped step leaves its count behind; gradients that were thrown away since say that it is stale."""
+    def _on_knob(self, grad: Tensor) -> None:
+        """Count one backward through the regularizer. Gradients that were made anew since the last one (the host zeroed
+        them, after a step that a GradScaler skipped) say that what was counted before is void."""
+        assert self._knob is not None
+        self._knob.grad = None
         live = next((w.param.grad for w in self.weights if w.param.grad is not None), None)
-        if self._knob is not None and self._knob.grad is not None:
-            seen = self._knob_grad() if self._knob_grad is not None else live
-            if live is None or seen is None or seen is not live:
-                self._forget_knob()
-        self._knob_grad = weakref.ref(live) if live is not None else None
+        if live is None or (self._window is not None and self._window() is not live):
+            self._forget_count()
+        self._window = None if live is None else weakref.ref(live)
+        self._added = grad.detach().clone() if self._added is None else self._added + grad.detach()
+
+    def _forget_count(self) -> None:
+        self._added = None
+        self._window = None
+        self._taken.clear()
 
     # ---- phases, numbers -------------------------------------------------------------------------------------------
 
@@ -332,3 +323,11 @@ class Network:
         self.sparse, self.iteration = bool(state["sparse"]), int(state["iteration"])
         for key, value in state["counters"].items():
             getattr(self, key).copy_(value)
+
+
+def _keep_largest(w: MaskedWeight, dims: tuple[int, ...], pruned: Tensor) -> None:
+    """Weight norm divides each filter by its own norm: a filter that would be empty keeps its largest weight."""
+    size = w.dormant.abs()
+    empty = pruned.amin(dims, keepdim=True) > 0
+    largest = size >= size.amax(dims, keepdim=True)
+    pruned.mul_((~(largest & empty)).to(pruned.dtype))

@@ -34,7 +34,7 @@ class Candidate:
     param: torch.Tensor
     reason: str
     layout: FilterLayout | None = None
-    per_filter_norm: bool = False
+    norm_dims: tuple[int, ...] | None = None  # dims that weight norm sums over; None: no weight norm
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -91,7 +91,7 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
                 first_name[id(param)] = name
                 dims = [d for pattern, d in policy.filter_dim.items() if pattern in matches]
                 candidate.layout = _layout(param, module, name, dims[-1] if dims else None)
-                candidate.per_filter_norm = own == "weight_v" or own.endswith("weight.original1")
+                candidate.norm_dims = _norm_dims(module, own, param)
             found.append(candidate)
     if unused:
         raise RgplugError(
@@ -157,6 +157,19 @@ def _pattern_reason(policy: NetworkPolicy, matches: list[str]) -> str:
     if excluded:
         return f"excluded by {excluded[0]!r}"
     return "" if any(p in matches for p in policy.include) else "not included"
+
+
+def _norm_dims(module: nn.Module, own: str, param: torch.Tensor) -> tuple[int, ...] | None:
+    """The dims over which weight norm takes its norms: those in which its magnitude has size 1."""
+    if own == "weight_v":
+        magnitude = module._parameters["weight_g"]
+    elif own.endswith("weight.original1"):
+        magnitude = module.get_parameter(own[:-1] + "0")
+    else:
+        return None
+    assert magnitude is not None
+    shape = magnitude.shape if magnitude.dim() == param.dim() else (1,) * param.dim()
+    return tuple(d for d in range(param.dim()) if shape[d] == 1)
 
 
 def _matches(pattern: str, name: str, module_name: str) -> bool:

@@ -57,9 +57,9 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
             plain["networks"][network]["weights"][name] = {"shape": list(mask.shape), **_strip(rest, tensors, prefix)}
     metadata = {"format": "rgplug", "version": str(FORMAT), "state": json.dumps(plain), "sha256": ""}
     metadata["sha256"] = _digest(tensors, metadata["state"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(partial), metadata=metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -67,7 +67,8 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
             f"the state could not be written to {path}: {error}; an earlier file there is untouched"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -79,7 +79,10 @@ class LearnedThresholds:
                 for w in weights:
                     self._threshold(w).clamp_min_(self.policy.min)
         for w in weights:
+            before = (w.scale, None if w.scale_vectors is None else w.scale_vectors.clone())
             self._measure(w, w.dormant)
+            if step.found_inf is not None:
+                _undo(w, before, step.found_inf)
 
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)
@@ -104,6 +107,9 @@ class LearnedThresholds:
         whose start moves with `iteration`. Differences between filters stay as they were learned. A layer that the
         common shift would empty is shifted only as far as leaves it its largest weights, and the others make up for it.
         """
+        if keep >= 1:
+            self._keep_all(weights)
+            return
         stride = -(-sum(w.numel for w in weights) // (samples if self.recurrent else 16 * samples))
         parts, caps = [], []
         for w in weights:
@@ -115,16 +121,27 @@ class LearnedThresholds:
             parts.append(margin[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
             caps.append(self._cap(margin[iteration % max(1, w.numel // 4096) :: max(1, w.numel // 4096)]))
         rank = max(round((1 - keep) * sum(p.numel() for p in parts)), 1)
-        amount = torch.cat(parts).kthvalue(rank).values
+        amount = _quantile(torch.cat(parts), rank)
         for _ in range(2):
             capped = [
                 torch.where(c < amount, torch.where(p > c, torch.inf, -torch.inf).to(p.dtype), p)
                 for p, c in zip(parts, (c.to(amount.device) for c in caps))
             ]
-            amount = torch.cat(capped).kthvalue(rank).values
+            amount = _quantile(torch.cat(capped), rank)
         for w, cap in zip(weights, caps):
             shift = torch.minimum(amount.to(cap.device), cap)
             self._threshold(w).add_(torch.nan_to_num_(shift, nan=0.0, posinf=0.0, neginf=0.0))
+
+    def _keep_all(self, weights: list[MaskedWeight]) -> None:
+        """Lower all thresholds by a common amount, if need be, until every weight lies above."""
+        lowest = []
+        for w in weights:
+            t = self._threshold(w)
+            least = threshold.margin(w.layout.view(w.dormant), w.layout.expand(t), w.scale).amin()
+            lowest.append((least - 1e-6 * (least.abs() + t.abs().amax()) - 1e-12).to(weights[0].param.device))
+        amount = torch.stack(lowest).amin().clamp_max_(0)
+        for w in weights:
+            self._threshold(w).add_(torch.nan_to_num(amount, nan=0.0, neginf=0.0).to(w.param.device))
 
     def _cap(self, margin: Tensor) -> Tensor:
         """The largest shift that leaves a layer a little more than the guard's share of its weights."""
@@ -168,3 +185,20 @@ class LearnedThresholds:
     def _threshold(weight: MaskedWeight) -> Tensor:
         assert weight.threshold is not None
         return weight.threshold
+
+
+def _quantile(margins: Tensor, rank: int) -> Tensor:
+    """The value below which `rank` entries lie; where more than these are at -inf already, just below all others."""
+    value = margins.kthvalue(rank).values
+    least = torch.where(margins == -torch.inf, torch.inf, margins).amin()
+    return torch.where(value == -torch.inf, least - 1e-6 * least.abs() - 1e-12, value)
+
+
+def _undo(weight: MaskedWeight, before: tuple[Tensor | None, Tensor | None], found_inf: Tensor) -> None:
+    """A step that was skipped on the device leaves units as they were."""
+    skipped = found_inf != 0
+    scale, vectors = before
+    if scale is not None and weight.scale is not None:
+        weight.scale = torch.where(skipped, scale, weight.scale)
+    if vectors is not None and weight.scale_vectors is not None:
+        weight.scale_vectors.copy_(torch.where(skipped, vectors, weight.scale_vectors))

@@ -95,7 +95,7 @@ class ThresholdOptimizer:
         flat = self._flats.pop(weight.name, None)
         if flat is not None:
             self._dissolve(flat)
-        self._loaded[weight.name] = state
+        self._loaded[weight.name] = {k: _copy(v) for k, v in state.items()}
 
     def dissolve(self) -> None:
         """Break all flat tensors up (the host moved its networks to another device, or a state is loaded)."""

@@ -1,0 +1,16 @@
+"""Shared by all tests: nothing that was attached in one test listens in the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rgplug.controller import attached_networks
+
+
+@pytest.fixture(autouse=True)
+def detached_at_the_end() -> Iterator[None]:
+    yield
+    for controller in {id(c): c for c in list(attached_networks.values())}.values():
+        controller.detach(finish="as-is")

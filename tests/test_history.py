@@ -1,0 +1,119 @@
+"""Records: one line each on screen and in history.jsonl, once each over interruptions."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from common import RAMP, Host, linear, set_grad, sgd
+
+import rgplug
+from rgplug import history
+from rgplug.history import Record
+
+
+def record(epoch: int = 1, **changes: Any) -> Record:
+    values: dict[str, Any] = dict(
+        epoch=epoch,
+        steps={"G": 10, "D": 20},
+        metric=12.5,
+        metric_name="fid",
+        average=13.25,
+        phase_before="sparse",
+        phase="dense",
+        density={"G": 0.5, "D": 0.75},
+        layers={"G": {"0.weight": 0.5}, "D": {"0.weight": 0.75}},
+        regenerated={"G": 1234, "D": 0},
+        pruned={"G": 5, "D": 6},
+    )
+    return Record(**{**values, **changes})
+
+
+def test_a_record_prints_as_one_line_with_what_was_decided() -> None:
+    line = str(record())
+    assert line == (
+        "epoch   1 | fid 12.500 | average 13.250 | sparse -> dense | density G 0.500 D 0.750 | regenerated G 1,234 D 0 "
+        "| pruned G 5 D 6"
+    )
+    assert "sparse -> " not in str(record(phase="sparse"))
+    assert "fid" not in str(record(metric=None))
+
+
+def test_json_has_every_field_and_no_nan() -> None:
+    text = record(metric=math.nan).to_json()
+    assert "\n" not in text
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert row["metric"] is None
+    assert row["density"] == {"G": 0.5, "D": 0.75}
+    assert row["layers"]["D"] == {"0.weight": 0.75}
+
+
+def test_truncate_drops_later_records_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    for epoch in range(1, 5):
+        history.append(path, record(epoch))
+    with path.open("a") as file:
+        file.write(record(5).to_json()[:30])
+    history.truncate(path, 2)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
+    history.truncate(tmp_path / "missing.jsonl", 2)
+
+
+def epochs(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_goes_on_with_the_history_without_doubles(tmp_path: Path) -> None:
+    policy = {**RAMP, "run_dir": str(tmp_path)}
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, policy)
+    states = []
+    for epoch in range(1, 5):
+        host.run(1)
+        rg.end_epoch(10.0 - epoch)
+        states.append((rg.state_dict(), (tmp_path / "rgplug.safetensors").read_bytes()))
+    assert epochs(tmp_path) == [1, 2, 3, 4]
+    rg.detach()
+    # killed after epoch 4, continued from the checkpoint of epoch 2
+    again = rgplug.attach(host.G, host.D, policy)
+    again.load_state_dict(states[1][0])
+    host.run(1)
+    assert again.end_epoch(7.0).epoch == 3
+    assert epochs(tmp_path) == [1, 2, 3]
+    host.run(1)
+    again.end_epoch(6.0)
+    assert epochs(tmp_path) == [1, 2, 3, 4]
+
+
+def test_the_state_beside_the_history_is_that_of_its_last_record(tmp_path: Path) -> None:
+    G = linear([[100.0, 0.5]])
+    opt = sgd(G)
+    policy = {**RAMP, "run_dir": str(tmp_path)}
+    rg = rgplug.attach(G, policy=policy)
+    for _ in range(2):
+        set_grad(G, 0.0)
+        opt.step()
+        rg.end_epoch(1.0)
+    rg.detach()
+    again = rgplug.attach(G, policy=policy)
+    again.load(tmp_path / "rgplug.safetensors")
+    assert again.epoch == 2
+    assert again.end_epoch(1.0).epoch == 3
+    assert epochs(tmp_path) == [1, 2, 3]
+
+
+def test_a_fresh_run_does_not_wipe_out_the_history_of_another(tmp_path: Path) -> None:
+    """A run that is started again by mistake (or without its state) loses nothing of the one before."""
+    policy = {**RAMP, "run_dir": str(tmp_path)}
+    for _ in range(2):
+        host = Host()
+        rg = rgplug.attach(host.G, host.D, policy)
+        for _ in range(2):
+            host.run(1)
+            rg.end_epoch(5.0)
+        rg.detach()
+    kept = "".join(p.read_text() for p in tmp_path.iterdir() if p.name.startswith("history"))
+    assert len(kept.splitlines()) == 4

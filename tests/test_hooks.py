@@ -1,0 +1,757 @@
+"""Which steps are seen, whose they are, and that a host that clips, retries, wraps or schedules changes nothing."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from common import ADAM, RAMP, Host, adam, different, linear, pruned_at, set_grad, sgd, snapshot
+from torch import Tensor, nn
+
+import rgplug
+from rgplug.errors import RgplugError
+
+TASK = {"sparsity_weight": 1e-2, "threshold": {"init": 0.05}}  # prunes, regrows, and its thresholds feel the loss
+
+
+def trajectory(
+    policy: dict[str, Any] = TASK,
+    steps: int = 6,
+    loop: Callable[[Host, rgplug.Controller], None] | None = None,
+    kind: str = "plain",
+    **options: Any,
+) -> dict[str, Tensor]:
+    host = Host(kind, **options)
+    with rgplug.attach(host.G, host.D, policy) as rg:
+        if loop is None:
+            host.run(steps)
+        else:
+            loop(host, rg)
+        seen = snapshot(rg)
+        assert rg.density("G") < 1 or policy is not TASK
+        return seen
+
+
+# ---- which optimizers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after", "given", "given as dict"])
+def test_optimizers_made_before_or_after_attach_or_given_are_all_seen(when: str) -> None:
+    G = linear([[1.0, 0.5], [1.0, 0.02]])
+    opt = None if when == "after" else sgd(G)
+    given: Any = {"given": opt, "given as dict": {"G": opt}}.get(when)
+    rg = rgplug.attach(G, policy={**RAMP, "sparsity_weight": 0.25}, optimizers=given)
+    opt = opt or sgd(G)
+    set_grad(G, 0.0)
+    opt.step()  # t = 0 + 1 * 0.25 * exp(0)
+    (w,) = rg.weights("G")
+    assert w.threshold.tolist() == [0.25, 0.25]
+    assert G.weight.tolist() == [[1, 0.5], [1, 0]]
+    assert w.steps == 1
+
+
+def test_a_given_optimizer_is_the_only_one_that_is_heard() -> None:
+    G = linear([[1.0, 0.5]])
+    given, other = sgd(G), sgd(G)
+    rg = rgplug.attach(G, policy=RAMP, optimizers=[given])
+    set_grad(G, 0.0)
+    other.step()
+    assert rg.weights("G")[0].steps == 0
+    given.step()
+    assert rg.weights("G")[0].steps == 1
+
+
+def test_optimizers_of_other_networks_are_left_alone() -> None:
+    G, other = linear([[1.0, 0.5]]), linear([[1.0, 0.02]])
+    rg = rgplug.attach(G, policy=RAMP)
+    set_grad(other, 0.0)
+    sgd(other).step()
+    assert other.weight.tolist() == [[1.0, pytest.approx(0.02)]]
+    assert rg.weights("G")[0].steps == 0
+
+
+def test_a_step_after_detach_is_not_seen() -> None:
+    G = linear([[1.0, 0.5]])
+    opt = sgd(G)
+    rg = rgplug.attach(G, policy=RAMP)
+    (w,) = rg.weights("G")
+    rg.detach()
+    set_grad(G, 0.0)
+    opt.step()
+    assert w.steps == 0
+    assert w.threshold.tolist() == [0]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Lookahead and the like: an Optimizer that holds another one and calls its step."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        super().__init__(inner.param_groups, inner.defaults)
+        self.param_groups = inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+class Anonymous(torch.optim.Optimizer):
+    """The same without a word to its base class, as Accelerate's."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, defaultdict(dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+class CallsSuper(torch.optim.Adam):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class TakesAnything(torch.optim.Adam):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("make", [CallsSuper, TakesAnything])
+def test_a_subclass_steps_once_and_like_its_base_class(make: type) -> None:
+    expected = trajectory()
+    assert not different(trajectory(optimizer=lambda m: make(m.parameters(), **ADAM)), expected)
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper, Anonymous])
+def test_a_wrapper_around_an_optimizer_steps_once_and_like_it(wrapper: type) -> None:
+    expected = trajectory()
+    assert not different(trajectory(optimizer=lambda m: wrapper(adam(m))), expected)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.NAdam, {}),
+        (torch.optim.RAdam, {}),
+        (torch.optim.Adamax, {}),
+        (torch.optim.Adagrad, {}),
+        (torch.optim.Adadelta, {}),
+        (torch.optim.RMSprop, {"momentum": 0.5, "centered": True}),
+        (torch.optim.Rprop, {}),
+        (torch.optim.ASGD, {}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (torch.optim.SGD, {}),
+    ],
+)
+def test_every_elementwise_optimizer_trains_and_resumes(cls: type, settings: dict[str, Any]) -> None:
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return cls(module.parameters(), lr=1e-2, **settings)
+
+    def run(interrupted: bool) -> dict[str, Tensor]:
+        host = Host(optimizer=make)
+        rg = rgplug.attach(host.G, host.D, TASK)
+        host.run(3)
+        if interrupted:
+            saved, state = host.state_dict(), rg.state_dict()
+            rg.detach()
+            host = Host(optimizer=make, seed=1)
+            rg = rgplug.attach(host.G, host.D, TASK)
+            host.load_state_dict(saved)
+            rg.load_state_dict(state)
+        host.run(3)
+        assert any(w.threshold.std() > 0 for w in rg.weights("G"))
+        seen = snapshot(rg)
+        rg.detach()
+        return seen
+
+    assert not different(run(True), run(False))
+
+
+@pytest.mark.parametrize("cls", [torch.optim.LBFGS, torch.optim.Adafactor])
+def test_an_optimizer_whose_update_is_not_elementwise_is_refused_clearly(cls: type) -> None:
+    G = nn.Linear(3, 3)
+    opt = cls(G.parameters())
+    rgplug.attach(G, policy=TASK)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = G(torch.ones(2, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RgplugError, match=rf"G's optimizer is {cls.__name__}.*Adam or SGD"):
+        opt.step(closure)
+
+
+def test_lbfgs_steps_under_a_policy_that_prunes_nothing() -> None:
+    G = nn.Linear(3, 3)
+    opt = torch.optim.LBFGS(G.parameters(), max_iter=3)
+    rg = rgplug.attach(G, policy="dense")
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = G(torch.ones(2, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert rg.networks["G"].iteration == 1
+
+
+# ---- the closure, the raising step, the second optimizer ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_closures(keyword: bool) -> None:
+    def loop(host: Host, rg: rgplug.Controller) -> None:
+        for _ in range(6):
+            for name, loss in host.losses().items():
+
+                def closure(name: str = name, loss: Any = loss) -> Tensor:
+                    host.opt[name].zero_grad()
+                    value = loss()
+                    value.backward()
+                    return value
+
+                value = host.opt[name].step(closure=closure) if keyword else host.opt[name].step(closure)
+                assert isinstance(value, Tensor)
+            host.iteration += 1
+
+    assert not different(trajectory(loop=loop), trajectory())
+
+
+class Raises(torch.optim.Adam):
+    fail = False
+
+    def step(self, closure: Any = None) -> Any:
+        if Raises.fail:
+            Raises.fail = False
+            raise RuntimeError("out of memory")
+        return super().step(closure)
+
+
+def test_a_step_that_raises_is_retried_with_new_gradients() -> None:
+    """What was prepared for the failed step (thresholds' gradients of that batch) must not serve the next one."""
+
+    def loop(fail: bool) -> Callable[[Host, rgplug.Controller], None]:
+        def run(host: Host, rg: rgplug.Controller) -> None:
+            host.run(3)
+            if fail:
+                Raises.fail = True
+                host.opt["G"].zero_grad()
+                (1e3 * host.G(host.data.z(7)).square().sum()).backward()
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    host.opt["G"].step()
+            host.run(3)
+
+        return run
+
+    def make(module: nn.Module) -> torch.optim.Optimizer:
+        return Raises(module.parameters(), **ADAM)
+
+    expected = trajectory(loop=loop(False), optimizer=make, kind="equalized")  # no buffers that a forward changes
+    assert not [
+        k for k in different(trajectory(loop=loop(True), optimizer=make, kind="equalized"), expected) if "G" in k
+    ]
+
+
+def test_a_step_that_raises_is_retried_as_it_is() -> None:
+    def loop(host: Host, rg: rgplug.Controller) -> None:
+        for _ in range(6):
+            for name, loss in host.losses().items():
+                host.opt[name].zero_grad()
+                loss().backward()
+                Raises.fail = True
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    host.opt[name].step()
+                host.opt[name].step()
+            host.iteration += 1
+
+    expected = trajectory()
+    assert not different(trajectory(loop=loop, optimizer=lambda m: Raises(m.parameters(), **ADAM)), expected)
+
+
+def test_an_interrupt_inside_the_work_after_a_step_does_not_lose_the_next_steps() -> None:
+    G = linear([[1.0, 0.5, 0.01]])
+    opt = sgd(G)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False}})
+    net = rg.networks["G"]
+    set_grad(G, 0.125)
+    with mock.patch.object(net.method, "update", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        opt.step()
+    set_grad(G, 0.125)
+    opt.step()
+    assert G.weight.tolist() == [[0.75, 0.25, 0.0]]
+    assert rg.weights("G")[0].theta.tolist() == [[0.75, 0.25, pytest.approx(0.01)]]
+
+
+def two_optimizers() -> tuple[nn.Sequential, list[torch.optim.Optimizer]]:
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    return G, [sgd(G[0], 0.1), sgd(G[2], 0.1)]
+
+
+def step_both(G: nn.Module, opts: list[torch.optim.Optimizer], loss: Callable[[], Tensor] | None = None) -> None:
+    G.zero_grad()
+    (loss() if loss is not None else G(torch.ones(3, 4)).square().mean()).backward()
+    for opt in opts:
+        opt.step()
+
+
+@pytest.mark.parametrize("regularization", ["hook", "loss"])
+def test_two_optimizers_for_one_network_train_like_one(regularization: str) -> None:
+    policy = {"sparsity_weight": 1e-2, "regularization": regularization}
+    seen = []
+    for together in (True, False):
+        G, opts = two_optimizers()
+        if together:
+            opts = [sgd(G, 0.1)]
+        with rgplug.attach(G, policy=policy) as rg:
+            for _ in range(4):
+                if regularization == "loss":
+                    step_both(G, opts, lambda: G(torch.ones(3, 4)).square().mean() + rg.regularization_loss("G"))  # noqa: B023
+                else:
+                    step_both(G, opts)
+            seen.append(snapshot(rg))
+            assert rg.networks["G"].iteration == 4
+    assert not different(*seen)
+
+
+def test_two_optimizers_do_not_count_an_iteration_twice() -> None:
+    G, opts = two_optimizers()
+    rg = rgplug.attach(G, policy=RAMP)
+    for _ in range(4):
+        step_both(G, opts)
+    net = rg.networks["G"]
+    assert (net.density_steps / net.iteration <= 1).all()  # the mean density, from which FLOPs are computed
+
+
+def test_iterations_do_not_go_back_when_one_optimizer_steps_less_often() -> None:
+    G, opts = two_optimizers()
+    rg = rgplug.attach(G, policy=RAMP)
+    for i in range(6):
+        step_both(G, opts if i % 3 == 2 else opts[:1])
+    assert rg.networks["G"].iteration == 6
+
+
+def test_a_group_added_later() -> None:
+    G = nn.Sequential(linear([[1.0, 0.02]]), linear([[1.0], [0.02]]))
+    opt = sgd(G[0])
+    rg = rgplug.attach(G, policy={**RAMP, "sparsity_weight": 0.25})
+    set_grad(G[0], 0.0), set_grad(G[1], 0.0)
+    opt.step()
+    assert [w.steps for w in rg.weights("G")] == [1, 0]
+    opt.add_param_group({"params": list(G[1].parameters()), "lr": 2.0})
+    opt.step()
+    assert [w.steps for w in rg.weights("G")] == [2, 1]
+    assert rg.weights("G")[1].threshold.tolist() == [0.5, 0.5]  # 2 * 0.25 * exp(0): the new group's lr
+    assert G[1].weight.tolist() == [[1], [0]]
+
+
+# ---- lr, maximize, requires_grad ---------------------------------------------------------------------------------
+
+
+def test_the_threshold_follows_the_scheduled_lr() -> None:
+    G = linear([[100.0]])
+    opt = sgd(G, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 0.25, "threshold": {"task_gradient": False}})
+    expected = 0.0
+    for lr in (1.0, 0.5, 0.25):
+        set_grad(G, 0.0)
+        opt.step()
+        scheduler.step()
+        expected += lr * 0.25 * float(torch.exp(-torch.tensor(expected)))
+        assert rg.weights("G")[0].threshold.item() == pytest.approx(expected)
+
+
+def test_the_threshold_follows_the_lr_of_an_optimizer_whose_state_was_loaded() -> None:
+    """torch puts new group dicts in the place of the old ones."""
+    G = linear([[100.0]])
+    opt = sgd(G, lr=1.0)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 1e-3, "threshold": {"task_gradient": False}})
+    set_grad(G, 0.0)
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    before = rg.weights("G")[0].threshold.item()
+    for group in opt.param_groups:
+        group["lr"] = 0.0
+    opt.step()
+    assert rg.weights("G")[0].threshold.item() == before
+
+
+def test_settings_of_its_own_replace_the_inherited_ones() -> None:
+    G = linear([[100.0]])
+    opt = sgd(G, lr=1.0, weight_decay=0.5)
+    policy = {"sparsity_weight": 0.25, "threshold": {"task_gradient": False, "optimizer": {"lr": 0.5}}}
+    rg = rgplug.attach(G, policy=policy)
+    set_grad(G, 0.0)
+    opt.step()
+    assert rg.weights("G")[0].threshold.item() == 0.125
+    opt.step()  # thresholds do not decay with the weights
+    assert rg.weights("G")[0].threshold.item() == pytest.approx(0.125 + 0.5 * 0.25 * 2.718281828**-0.125)
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    G = linear([[100.0]])
+    opt = sgd(G)
+    rgplug.attach(G, policy={"threshold": {"optimizer": {"learning_rate": 0.5}}})
+    set_grad(G, 1.0)
+    with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer\.learning_rate.*SGD"):
+        opt.step()
+
+
+def test_maximize() -> None:
+    """A host that ascends -L trains as one that descends L; the regularizer pulls the same way in both."""
+
+    class Ascends(Host):
+        def losses(self) -> dict[str, Callable[[], Tensor]]:
+            return {name: (lambda loss=loss: -loss()) for name, loss in super().losses().items()}
+
+    seen = []
+    for cls, maximize in ((Host, False), (Ascends, True)):
+        host = cls(optimizer=lambda m, up=maximize: adam(m, maximize=up))
+        with rgplug.attach(host.G, host.D, TASK) as rg:
+            host.run(6)
+            seen.append(snapshot(rg))
+    for key, value in seen[0].items():
+        torch.testing.assert_close(seen[1][key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_requires_grad_is_off_while_the_optimizer_steps() -> None:
+    def loop(host: Host, rg: rgplug.Controller) -> None:
+        for net in host.nets.values():
+            net.requires_grad_(False)
+        for _ in range(6):
+            for name, loss in host.losses().items():
+                host.opt[name].zero_grad(set_to_none=True)
+                host.nets[name].requires_grad_(True)
+                loss().backward()
+                host.nets[name].requires_grad_(False)
+                host.opt[name].step()
+            host.iteration += 1
+
+    assert not different(trajectory(loop=loop), trajectory())
+
+
+def test_attach_to_networks_that_require_no_gradient_yet() -> None:
+    G = nn.Linear(3, 3).requires_grad_(False)
+    rg = rgplug.attach(G, policy=RAMP)
+    G.requires_grad_(True)
+    opt = adam(G)
+    G(torch.ones(2, 3)).sum().backward()
+    opt.step()
+    assert rg.weights("G")[0].threshold.tolist() == [pytest.approx(0.01)] * 3
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_both_ways(set_to_none: bool) -> None:
+    def loop(host: Host, rg: rgplug.Controller) -> None:
+        for _ in range(6):
+            for name, loss in host.losses().items():
+                host.opt[name].zero_grad(set_to_none=set_to_none)
+                loss().backward()
+                host.opt[name].step()
+            host.iteration += 1
+
+    assert not different(trajectory(loop=loop), trajectory())
+
+
+def test_parameters_without_a_gradient_keep_weight_mask_and_threshold() -> None:
+    G = nn.Sequential(linear([[1.0, 0.02]]), linear([[1.0], [0.05]]))
+    opt = adam(G)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0, "threshold": {"init": 0.03}})
+    set_grad(G[0], 1.0)
+    opt.step()
+    assert G[1].weight.tolist() == [[1], [pytest.approx(0.05)]]
+    assert rg.weights("G")[1].threshold.tolist() == [pytest.approx(0.03)] * 2
+    assert G[0].weight.tolist() == [[pytest.approx(0.99), 0]]
+
+
+def test_a_layer_that_sits_out_steps_has_an_adam_of_its_own() -> None:
+    """Each threshold's Adam counts the steps in which its own weight had a gradient, as torch's does for the weight.
+
+    Every other step is an auxiliary one (the regularizer, which reaches all layers, is left out) and misses a layer.
+    """
+    G = nn.Sequential(linear([[100.0]]), linear([[0.5, 100.0]]))  # H' is 0 for the 100
+    opt = adam(G, lr=0.1)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0})
+    alone = torch.zeros(1, requires_grad=True)
+    reference = torch.optim.Adam([alone], **{**ADAM, "lr": 0.1})
+    for i in range(6):
+        opt.zero_grad()
+        set_grad(G[0], 1.0 + i)
+        if i % 2:
+            w = rg.weights("G")[1]
+            w.param.data[0, 0] = 0.5
+            set_grad(G[1], [[1.0 + i, 0.0]])
+            x = 0.5 - alone.item()
+            slope = 2 - 4 * abs(x) if abs(x) <= 0.4 else (0.4 if abs(x) <= 1 else 0)
+            alone.grad = torch.tensor([-(1.0 + i) * 0.5 * slope])
+            reference.step()
+            opt.step()
+        else:
+            with rg.auxiliary_step("G"):
+                opt.step()
+    assert alone.abs().item() > 0
+    assert rg.weights("G")[1].threshold.item() == pytest.approx(alone.item(), abs=1e-6)
+
+
+# ---- auxiliary steps ---------------------------------------------------------------------------------------------
+
+
+def test_an_auxiliary_step_is_no_iteration_and_has_no_regularizer() -> None:
+    G = linear([[8.0, 4.0]])
+    opt = sgd(G)
+    rg = rgplug.attach(G, policy=RAMP)
+    set_grad(G, [[0.25, 0.0]])
+    with rg.auxiliary_step("G"):
+        opt.step()
+    (w,) = rg.weights("G")
+    assert w.threshold.tolist() == [0]
+    assert G.weight.tolist() == [[7.75, 4.0]]  # the host's own step counts
+    assert (w.steps, rg.networks["G"].iteration) == (0, 0)
+    assert rg.networks["G"].density_steps.sum() == 0
+    opt.step()
+    assert (w.steps, rg.networks["G"].iteration) == (1, 1)
+    assert w.threshold.tolist() == [1]
+
+
+def test_the_task_gradient_of_an_auxiliary_step_moves_thresholds() -> None:
+    G = linear([[1.0, 0.5]])
+    opt = sgd(G)
+    rg = rgplug.attach(G, policy={"sparsity_weight": 1.0})
+    set_grad(G, [[0.0, 0.5]])
+    with rg.auxiliary_step():
+        opt.step()
+    # -dL/dt = A theta H'(|0.5| - 0) = 0.5 * 0.5 * 0.4
+    assert rg.weights("G")[0].threshold.item() == pytest.approx(0.1)
+
+
+# ---- mask_gradients ----------------------------------------------------------------------------------------------
+
+
+def clipped(value: float, clip: Callable[[Host, rgplug.Controller, str, float], None]) -> Callable[..., None]:
+    def loop(host: Host, rg: rgplug.Controller) -> None:
+        for _ in range(6):
+            for name, loss in host.losses().items():
+                host.opt[name].zero_grad()
+                loss().backward()
+                clip(host, rg, name, value)
+                host.opt[name].step()
+            host.iteration += 1
+
+    return loop
+
+
+def clip_once(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
+    rg.mask_gradients(name)
+    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
+
+
+def clip_twice(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
+    rg.mask_gradients(name)
+    rg.mask_gradients(name)
+    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
+
+
+def clip_and_log(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
+    rg.mask_gradients(name)
+    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
+    rg.mask_gradients(name)  # before the norm is logged: nothing is left to be masked
+
+
+def clip_both(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
+    rg.mask_gradients()
+    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
+
+
+def clip_only_d(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
+    if name == "D":
+        rg.mask_gradients()  # of both, though only D is clipped
+        nn.utils.clip_grad_norm_(host.D.parameters(), value)
+
+
+@pytest.mark.parametrize("clip", [clip_once, clip_twice, clip_and_log, clip_both, clip_only_d])
+def test_a_huge_clip_value_changes_nothing(clip: Any) -> None:
+    assert not different(trajectory(loop=clipped(1e9, clip)), trajectory())
+
+
+def test_the_norm_is_that_of_the_masked_gradient() -> None:
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, TASK)
+    host.run(3)
+    host.opt["G"].zero_grad()
+    host.losses()["G"]().backward()
+    squares = 0.0
+    masks = {id(w.param): w.mask.clone() for w in rg.weights("G")}
+    for p in host.G.parameters():
+        squares += (p.grad * masks.get(id(p), 1)).square().sum().item()
+    unmasked = nn.utils.get_total_norm([p.grad for p in host.G.parameters()]).item()
+    rg.mask_gradients("G")
+    norm = nn.utils.get_total_norm([p.grad for p in host.G.parameters()]).item()
+    assert norm == pytest.approx(squares**0.5)
+    assert norm < unmasked
+
+
+def test_a_step_the_host_leaves_out_after_masking_does_not_spoil_the_next() -> None:
+    def loop(leave_out: bool) -> Callable[[Host, rgplug.Controller], None]:
+        def run(host: Host, rg: rgplug.Controller) -> None:
+            host.run(2)
+            if leave_out:
+                host.opt["G"].zero_grad()
+                (1e3 * host.G(host.data.z(3)).square().sum()).backward()
+                rg.mask_gradients("G")  # the norm is too large: no step, and nothing masked by hand from here on
+            host.run(3)
+
+        return run
+
+    seen = [trajectory(loop=loop(leave_out), kind="equalized") for leave_out in (False, True)]
+    assert not [k for k in different(*seen) if "G" in k]
+
+
+# ---- optimizers that are no torch.optim.Optimizer ----------------------------------------------------------------
+
+
+def test_a_hand_written_optimizer_between_before_and_after_step() -> None:
+    G = linear([[1.0, 0.5], [0.25, 0.02]])
+    policy = {"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False, "optimizer": {"lr": 0.01}}}
+    rg = rgplug.attach(G, policy=policy)
+    set_grad(G, [[0.5, 0.25], [0.125, 9.0]])
+    rg.before_step("G")
+    assert G.weight.grad.tolist() == [[0.5, 0.25], [0.125, 0.0]]
+    with torch.no_grad():
+        G.weight.sub_(torch.tensor([[0.5, 0.25], [0.125, 9.0]]))  # ignores the mask
+    rg.after_step("G")
+    assert G.weight.tolist() == [[0.5, 0.25], [0.125, 0.0]]
+    assert rg.weights("G")[0].theta[1, 1].item() == pytest.approx(0.02)
+    assert rg.networks["G"].iteration == 1
+
+
+def test_hand_written_optimizers_need_settings_for_the_thresholds() -> None:
+    G = linear([[1.0, 0.5]])
+    rg = rgplug.attach(G)
+    set_grad(G, 1.0)
+    rg.before_step("G")
+    with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer: \{lr: \.\.\.\}"):
+        rg.after_step("G")
+
+
+# ---- no host-device synchronisation ------------------------------------------------------------------------------
+
+
+@contextmanager
+def forbidden() -> Iterator[None]:
+    """Everything that would wait for a device raises."""
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            raise AssertionError(f"{name} waits for the device")
+
+        return call
+
+    names = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero", "is_nonzero")
+    functions = ("nonzero", "masked_select", "unique", "equal", "allclose", "is_nonzero")
+    with (
+        mock.patch.multiple(Tensor, **{n: refuse(f"Tensor.{n}") for n in names}),
+        mock.patch.multiple(torch, **{n: refuse(f"torch.{n}") for n in functions}),
+    ):
+        yield
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """torch's own optimizers read their step counters, which live on the host."""
+    originals = {n: ORIGINAL[n] for n in ORIGINAL}
+    with mock.patch.multiple(Tensor, **originals):
+        yield
+
+
+ORIGINAL = {n: getattr(Tensor, n) for n in ("item", "__float__", "__int__", "__bool__", "tolist")}
+
+
+@pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer_state": "reset"},
+        {"regeneration": {"recurrent": False}},
+        {"target": {"G": 0.5, "D": 0.5, "by": 20}},
+        {"regularization": "loss"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["old_sn", "grouped"])
+def test_a_step_never_waits_for_the_device(units: str, options: dict[str, Any], kind: str) -> None:
+    host = Host(kind)
+    policy = {"sparsity_weight": 1e-2, "threshold": {"units": units, "weight_gradient": "full", "min": 0.0}, **options}
+    rg = rgplug.attach(host.G, host.D, policy)
+    host.run(2)
+    for net in rg.networks.values():
+        for name in ("before_step", "after_step"):
+            original = getattr(net, name)
+
+            def guarded(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+                with forbidden():
+                    return original(*args, **kwargs)
+
+            setattr(net, name, guarded)
+        optimizers = {id(f.optimizer): f.optimizer for f in net.method.optimizer._flats.values()}
+        assert optimizers
+        for optimizer in optimizers.values():
+            step = optimizer.step
+
+            def unguarded(step: Any = step) -> None:
+                with allowed():
+                    step()
+
+            optimizer.step = unguarded
+    host.run(2)
+    assert rg.networks["G"].iteration == 4
+
+
+# ---- lifetime ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_kept_alive_after_detach() -> None:
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, TASK)
+    host.run(1)
+    rg.detach()
+    alive = [weakref.ref(x) for x in (host.G, host.D, host.opt["G"], rg)]
+    del host, rg
+    gc.collect()
+    assert [a() for a in alive] == [None] * 4
+
+
+def test_two_pairs_in_one_process_do_not_touch_each_other() -> None:
+    expected = trajectory()
+    host, other = Host(), Host(seed=1)
+    rg = rgplug.attach(host.G, host.D, TASK)
+    rgplug.attach(other.G, other.D, RAMP)
+    for _ in range(6):
+        host.run(1)
+        other.run(1)
+    assert not different(snapshot(rg), expected)
+
+
+def test_gradients_in_a_pruned_layer_are_dense_between_backward_and_step() -> None:
+    """Growth rules and DDP need the gradient where the weight is pruned; it is masked when the optimizer steps."""
+    G = linear([[1.0, 0.02]])
+    opt = sgd(G)
+    rg = rgplug.attach(G)
+    pruned_at(rg, "G", 0.1)
+    G(torch.ones(1, 2)).sum().backward()
+    assert G.weight.grad.tolist() == [[1, 1]]
+    opt.step()
+    assert G.weight.grad.tolist() == [[1, 0]]
