@@ -193,7 +193,9 @@ def main(argv=None):
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     opt_G = torch.optim.Adam(G.parameters(), lr=5e-4, betas=(0.5, 0.99))
     opt_D = torch.optim.Adam(D.parameters(), lr=8e-4, betas=(0.5, 0.99))
-    rg = rgplug.attach(G, D, {"base": Path(__file__).with_name("quickstart.yaml"), "metric.real": args.data, "run_dir": args.out})
+    rg = rgplug.attach(
+        G, D, {"base": Path(__file__).with_suffix(".yaml"), "metric.real": args.data, "run_dir": args.out}
+    )
 
     iteration = 0
     checkpoint = args.out / "checkpoint.pt"

@@ -103,8 +103,8 @@ def _check_free(candidates: Mapping[str, list[select.Candidate]]) -> None:
         for c in found:
             if not c.reason and id(c.param) in taken:
                 raise RgplugError(
-                    f"{label}.{c.name} is managed by a controller already, of a part of {label} or of a network around it; "
-                    "call detach() on that one first"
+                    f"{label}.{c.name} is attached already, with a part of {label} or with a network around it; "
+                    "call detach() on that controller first"
                 )
 
 

@@ -216,16 +216,6 @@ class Controller:
         """
         self._require_attached()
         fit(state, self.networks)
-        before = self.state_dict()
-        try:
-            self._take_over(state)
-        except Exception as error:
-            self._take_over(before)
-            raise RgplugError(
-                f"the state is damaged ({type(error).__name__}: {' '.join(str(error).split())}); nothing was changed"
-            ) from error
-
-    def _take_over(self, state: Mapping[str, Any]) -> None:
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])

@@ -22,6 +22,7 @@ from torch import Tensor
 from rgplug.errors import RgplugError
 
 if TYPE_CHECKING:
+    from rgplug.masking import MaskedWeight
     from rgplug.network import Network
 
 FORMAT = 1
@@ -84,7 +85,9 @@ def load(path: str | Path) -> dict[str, Any]:
         raise RgplugError(f"{path} is truncated or corrupt ({error}); use an earlier state file") from error
     if metadata.get("format") != "rgplug":
         raise RgplugError(f"{path} is no rgplug state file; give the file that rg.save() wrote")
-    if int(metadata.get("version", "0")) > FORMAT:
+    if not metadata.get("version", "").isdigit():
+        raise RgplugError(f"{path} is corrupt (it has no format number); use an earlier state file")
+    if int(metadata["version"]) > FORMAT:
         raise RgplugError(
             f"{path} was written by a newer rgplug (format {metadata['version']}, this one reads {FORMAT}); update it"
         )
@@ -126,12 +129,25 @@ def fit(state: Mapping[str, Any], networks: Mapping[str, Network]) -> None:
                     f"the state's {label}.{w.name} has shape {saved}, this network's has {shape}; "
                     "load a state of the same network"
                 )
+            _complete(own[w.name], w, f"{label}.{w.name}")
+        for key in ("sparse", "iteration", "counters"):
+            if key not in state["networks"][label]:
+                raise RgplugError(f"the state of {label} has no {key!r}; it is damaged")
         extra = sorted(set(own) - {w.name for w in net.weights})
         if extra:
             raise RgplugError(
                 f"the state manages {label}.{extra[0]} (shape {list(own[extra[0]]['mask'].shape)}), which this policy "
                 "does not; attach with the patterns that the state was made with"
             )
+
+
+def _complete(own: Mapping[str, Any], weight: MaskedWeight, name: str) -> None:
+    shapes = {"dormant": tuple(weight.param.shape), "steps": None}
+    if weight.threshold is not None:
+        shapes["threshold"] = (weight.layout.filters,)
+    for key, shape in shapes.items():
+        if key not in own or (shape is not None and tuple(own[key].shape) != shape):
+            raise RgplugError(f"the state's {name} has no fitting {key!r}; it is damaged")
 
 
 def _strip(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Measuring from the loop: the average is measured under the live mask, and the run goes on as if nothing had happened."""
+"""Measuring from the loop: the average under the live mask, and the run goes on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_end_epoch_measures_and_names_the_value(run) -> None:  # type: ignore[no
 
 
 def test_evaluate_leaves_the_average_alone_and_measures_it_masked(run) -> None:  # type: ignore[no-untyped-def]
-    G, ema, rg = run
+    _, ema, rg = run
     before = copy.deepcopy(ema.state_dict())
     module = rg.evaluate(ema=ema).value
     assert all(torch.equal(before[k], v) for k, v in ema.state_dict().items())

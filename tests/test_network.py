@@ -459,6 +459,8 @@ def test_a_dense_checkpoint_after_attach_loses_nothing(write: str, then: str) ->
         elif then == "state":
             state = copy.deepcopy(rg.state_dict())
             rg.load_state_dict(state)
+            set_grad(G, 0.0)
+            opt.step()
         else:
             rg.detach(finish="dense" if then == "detach dense" else "sparse")
     assert w.theta.tolist() == [[3.0, 0.0625, 4.0, 0.03125]]
@@ -564,8 +566,6 @@ def test_nan_gradients_reach_live_weights_as_they_would_and_nothing_else(units: 
     assert G[0].weight.isnan()[masks[0]].all() if kept_in == "all" else G[0].weight[row, column].isnan()
     assert torch.isfinite(w.dormant).all()
     assert torch.isfinite(w.threshold).all()
-    if target is None:
-        assert not (w.mask & ~masks[0]).any() or units == "absolute"
     # the host goes back to its last good weights
     G.load_state_dict(good)
     for _ in range(3):

@@ -119,15 +119,17 @@ class LearnedThresholds:
             if not self.recurrent:
                 margin.masked_fill_(~w.mask.reshape(-1), -torch.inf)  # what is pruned stays pruned
             parts.append(margin[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
-            caps.append(self._cap(margin[iteration % max(1, w.numel // 4096) :: max(1, w.numel // 4096)]))
+            caps.append(self._cap(w, margin[iteration % max(1, w.numel // 4096) :: max(1, w.numel // 4096)]))
         rank = max(round((1 - keep) * sum(p.numel() for p in parts)), 1)
-        amount = _quantile(torch.cat(parts), rank)
+        device = weights[0].param.device
+        slack = 1e-6 * torch.stack([self._threshold(w).abs().amax().to(device) for w in weights]).amax()
+        amount = _quantile(torch.cat(parts), rank, slack)
         for _ in range(2):
             capped = [
                 torch.where(c < amount, torch.where(p > c, torch.inf, -torch.inf).to(p.dtype), p)
                 for p, c in zip(parts, (c.to(amount.device) for c in caps))
             ]
-            amount = _quantile(torch.cat(capped), rank)
+            amount = _quantile(torch.cat(capped), rank, slack)
         for w, cap in zip(weights, caps):
             shift = torch.minimum(amount.to(cap.device), cap)
             self._threshold(w).add_(torch.nan_to_num_(shift, nan=0.0, posinf=0.0, neginf=0.0))
@@ -143,12 +145,13 @@ class LearnedThresholds:
         for w in weights:
             self._threshold(w).add_(torch.nan_to_num(amount, nan=0.0, neginf=0.0).to(w.param.device))
 
-    def _cap(self, margin: Tensor) -> Tensor:
+    def _cap(self, weight: MaskedWeight, margin: Tensor) -> Tensor:
         """The largest shift that leaves a layer a little more than the guard's share of its weights."""
         if margin.numel() == 1:
             return margin[0] - margin[0].abs() - 1
         rest = max(1, math.ceil(1.5 * self.policy.guard * margin.numel()))
-        return margin.kthvalue(max(margin.numel() - rest, 1)).values
+        slack = 1e-6 * self._threshold(weight).abs().amax()
+        return _quantile(margin, max(margin.numel() - rest, 1), slack)
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         state: dict[str, Any] = {f"optimizer.{k}": v for k, v in self.optimizer.state_of(weight).items()}
@@ -187,11 +190,14 @@ class LearnedThresholds:
         return weight.threshold
 
 
-def _quantile(margins: Tensor, rank: int) -> Tensor:
-    """The value below which `rank` entries lie; where more than these are at -inf already, just below all others."""
+def _quantile(margins: Tensor, rank: int, slack: Tensor) -> Tensor:
+    """The value up to which `rank` entries lie; where more than these are at -inf already, just below all others.
+
+    slack: what rounding can do to a margin, absolute.
+    """
     value = margins.kthvalue(rank).values
     least = torch.where(margins == -torch.inf, torch.inf, margins).amin()
-    return torch.where(value == -torch.inf, least - 1e-6 * least.abs() - 1e-12, value)
+    return torch.where(value == -torch.inf, least - 1e-6 * least.abs() - slack - 1e-12, value)
 
 
 def _undo(weight: MaskedWeight, before: tuple[Tensor | None, Tensor | None], found_inf: Tensor) -> None:
