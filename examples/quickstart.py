@@ -99,7 +99,7 @@ class UpBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    def __init__(self, resolution):
+    def __init__(self, resolution=64):
         super().__init__()
         sides = [2**i for i in range(2, resolution.bit_length())]  # 4 8 16 32 64
         channels = [max(512 // side, 16) for side in sides]  # 128 64 32 16 16
@@ -113,7 +113,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    def __init__(self, resolution):
+    def __init__(self, resolution=64):
         super().__init__()
         blocks = resolution.bit_length() - 3  # halved so many times, down to 4x4
         channels = [3] + [min(32 * 2**i, 128) for i in range(blocks)]  # 3 32 64 128 128
@@ -169,8 +169,8 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of images, searched with its subfolders")
     add("--out", type=Path, default="runs/train_gan", help="folder for samples and checkpoint [%(default)s]")
-    add("--iterations", type=int, default=2000, help="steps of G and of D in the whole run [%(default)s]")
-    add("--epoch-iterations", type=int, default=125, help="iterations between two evaluations [%(default)s]")
+    add("--iterations", type=int, default=1600, help="steps of G and of D in the whole run [%(default)s]")
+    add("--epoch-iterations", type=int, default=100, help="iterations between two evaluations [%(default)s]")
     add("--batch", type=int, default=16, help="images per step [%(default)s]")
     add("--resolution", type=int, default=64, help="side of the images in pixels, a power of two [%(default)s]")
     add("--seed", type=int, default=0, help="seed of everything random [%(default)s]")
@@ -193,9 +193,7 @@ def main(argv=None):
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     opt_G = torch.optim.Adam(G.parameters(), lr=5e-4, betas=(0.5, 0.99))
     opt_D = torch.optim.Adam(D.parameters(), lr=8e-4, betas=(0.5, 0.99))
-    rg = rgplug.attach(
-        G, D, {"base": Path(__file__).with_suffix(".yaml"), "metric.real": args.data, "run_dir": args.out}
-    )
+    rg = rgplug.attach(G, D, {"base": __file__.replace(".py", ".yaml"), "metric.real": args.data, "run_dir": args.out})
 
     iteration = 0
     checkpoint = args.out / "checkpoint.pt"

@@ -97,7 +97,7 @@ class UpBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    def __init__(self, resolution):
+    def __init__(self, resolution=64):
         super().__init__()
         sides = [2**i for i in range(2, resolution.bit_length())]  # 4 8 16 32 64
         channels = [max(512 // side, 16) for side in sides]  # 128 64 32 16 16
@@ -111,7 +111,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    def __init__(self, resolution):
+    def __init__(self, resolution=64):
         super().__init__()
         blocks = resolution.bit_length() - 3  # halved so many times, down to 4x4
         channels = [3] + [min(32 * 2**i, 128) for i in range(blocks)]  # 3 32 64 128 128
@@ -167,8 +167,8 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of images, searched with its subfolders")
     add("--out", type=Path, default="runs/train_gan", help="folder for samples and checkpoint [%(default)s]")
-    add("--iterations", type=int, default=2000, help="steps of G and of D in the whole run [%(default)s]")
-    add("--epoch-iterations", type=int, default=125, help="iterations between two evaluations [%(default)s]")
+    add("--iterations", type=int, default=1600, help="steps of G and of D in the whole run [%(default)s]")
+    add("--epoch-iterations", type=int, default=100, help="iterations between two evaluations [%(default)s]")
     add("--batch", type=int, default=16, help="images per step [%(default)s]")
     add("--resolution", type=int, default=64, help="side of the images in pixels, a power of two [%(default)s]")
     add("--seed", type=int, default=0, help="seed of everything random [%(default)s]")
