@@ -40,7 +40,7 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor) -> tuple[Tensor, Tenso
     A host that wrote a non-zero value at a pruned position (a dense checkpoint) is believed: its value replaces the
     dormant one. `dormant` is updated in place; it is 0 wherever the mask is True, before and after.
     """
-    theta = torch.eq(weight, 0, out=torch.empty_like(weight))  # 1 where the host left the zero alone
+    theta = weight.clone().eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
     zeros = theta.sum(dtype=torch.float32)
     theta.mul_(dormant).add_(weight)
     torch.bitwise_and(as_bits(theta), torch.bitwise_not(bits), out=as_bits(dormant))

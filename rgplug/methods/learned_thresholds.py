@@ -53,7 +53,7 @@ class LearnedThresholds:
         t = self._threshold(weight)
         wide = theta if theta.dtype == t.dtype else theta.to(t.dtype)
         margin = threshold.margin(weight.layout.view(wide), weight.layout.expand(t), weight.scale)
-        derivative = threshold.surrogate_derivative_(margin).view_as(wide)
+        derivative = threshold.surrogate_derivative(margin).view_as(wide)
         term = threshold.surrogate_weight_term(wide, derivative, weight.scale) if full else None
         if self.policy.task_gradient:
             product = wide.mul_(grad) if term is None else wide * grad

@@ -8,6 +8,7 @@ off into a flat tensor of its own, with its state, the first time that happens.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -179,7 +180,8 @@ def _class_of(optimizer: torch.optim.Optimizer) -> type:
     return type(optimizer) if inner is None else _class_of(inner)
 
 
-def _parameters_of(cls: type) -> set[str]:
+@functools.cache
+def _parameters_of(cls: type) -> frozenset[str]:
     """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
     names: set[str] = set()
     for base in cls.__mro__:
@@ -189,7 +191,7 @@ def _parameters_of(cls: type) -> set[str]:
         names |= {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    return names - {"self"}
+    return frozenset(names - {"self"})
 
 
 def _threshold(weight: MaskedWeight) -> Tensor:
