@@ -17,15 +17,37 @@ from torch import Tensor
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+class Scratch:
+    """Temporary tensors of one layer's size that the layers of a step share, one after the other.
+
+    Fresh memory costs a page fault every 4 KiB and starts out of the cache; the same buffer for every layer does not.
+    It lives as long as a step's before or after work.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, x: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialized tensor of x's shape and strides; the same memory for the same name."""
+        if not x.is_contiguous():
+            return torch.empty_like(x, dtype=dtype or x.dtype)  # channels_last: memory of its own, in the same order
+        key = (name, dtype or x.dtype, x.device)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < x.numel():
+            buffer = self._buffers[key] = torch.empty(x.numel(), dtype=key[1], device=x.device)
+        return buffer[: x.numel()].view(x.shape)
+
+
 def as_bits(x: Tensor) -> Tensor:
     """The same memory read as integers of the same size."""
     return x.view(_INTEGER[x.element_size()])
 
 
-def bits_of_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def bits_of_mask(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
     """Integer tensor of `dtype`'s size: all ones where `mask` (bool) is True, else 0."""
+    out = (scratch or Scratch()).like(mask, "bits", _INTEGER[dtype.itemsize])
     # bool is read as int8: the conversion from bool itself is not vectorized
-    return mask.view(torch.int8).to(_INTEGER[dtype.itemsize]).neg_()
+    return out.copy_(mask.view(torch.int8)).neg_()
 
 
 def keep_(x: Tensor, bits: Tensor) -> Tensor:
@@ -34,16 +56,19 @@ def keep_(x: Tensor, bits: Tensor) -> Tensor:
     return x
 
 
-def merge_(weight: Tensor, dormant: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
     """(theta, count of zeros in `weight`): theta is the weight where kept, the dormant value where pruned.
 
     A host that wrote a non-zero value at a pruned position (a dense checkpoint) is believed: its value replaces the
     dormant one. `dormant` is updated in place; it is 0 wherever the mask is True, before and after.
     """
-    theta = weight.clone().eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
+    scratch = scratch or Scratch()
+    theta = scratch.like(weight, "theta").copy_(weight)
+    theta.eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
     zeros = theta.sum(dtype=torch.float32)
     theta.mul_(dormant).add_(weight)
-    torch.bitwise_and(as_bits(theta), torch.bitwise_not(bits), out=as_bits(dormant))
+    pruned = torch.bitwise_not(bits, out=scratch.like(bits, "pruned"))
+    torch.bitwise_and(as_bits(theta), pruned, out=as_bits(dormant))
     return theta, zeros
 
 
@@ -56,17 +81,18 @@ def restore_(weight: Tensor, dormant: Tensor, bits: Tensor) -> Tensor:
     return dormant.add_(weight)
 
 
-def split_(theta: Tensor, weight: Tensor, pruned: Tensor, mask: Tensor) -> Tensor:
+def split_(theta: Tensor, weight: Tensor, pruned: Tensor, mask: Tensor, scratch: Scratch | None = None) -> Tensor:
     """theta (held in the dormant tensor) is split by the new mask; returns the count of kept -> pruned entries.
 
     pruned: 1.0 where a weight is pruned, 0.0 where it is kept, in the weight's dtype. Afterwards `weight` holds theta
     where kept and exactly 0 elsewhere, `theta` (the dormant tensor) the reverse, `mask` is the new mask.
     """
-    bits = pruned.to(_INTEGER[theta.element_size()]).sub_(1)
+    scratch = scratch or Scratch()
+    bits = scratch.like(theta, "bits", _INTEGER[theta.element_size()]).copy_(pruned).sub_(1)
     out, dormant = as_bits(weight), as_bits(theta)
     torch.bitwise_and(dormant, bits, out=out)
     dormant.bitwise_xor_(out)
-    pruned_now = torch.empty_like(mask).copy_(pruned)
+    pruned_now = scratch.like(mask, "now").copy_(pruned)
     newly = torch.count_nonzero(mask.logical_and_(pruned_now))
     torch.logical_not(pruned_now, out=mask)
     return newly

@@ -98,9 +98,8 @@ class MaskedWeight:
         """The host's Parameter without its graph; writing to it counts as an in-place change of the Parameter."""
         return self.param.detach()
 
-    @property
-    def bits(self) -> Tensor:
-        return kernels.bits_of_mask(self.mask, self.param.dtype)
+    def bits(self, scratch: kernels.Scratch | None = None) -> Tensor:
+        return kernels.bits_of_mask(self.mask, self.param.dtype, scratch)
 
     @property
     def theta(self) -> Tensor:
@@ -132,27 +131,28 @@ class MaskedWeight:
         self.dormant = self.dormant.to(device=p.device, dtype=p.dtype)
         return True
 
-    def merge(self) -> tuple[Tensor, Tensor, Tensor]:
+    def merge(self, scratch: kernels.Scratch) -> tuple[Tensor, Tensor, Tensor]:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
-        bits = self.bits
+        bits = self.bits(scratch)
         self.merged = False  # after an interrupt between restore and split, `dormant` is sorted out here
-        return *kernels.merge_(self.data, self.dormant, bits), bits
+        return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
 
-    def restore(self) -> None:
+    def restore(self, scratch: kernels.Scratch | None = None) -> None:
         """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
         if not self.merged:
-            kernels.restore_(self.data, self.dormant, self.bits)
+            kernels.restore_(self.data, self.dormant, self.bits(scratch))
             self.merged = True
 
     def gather(self) -> Tensor:
         """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""
-        _, zeros, _ = self.merge()
-        self.restore()
+        scratch = kernels.Scratch()
+        _, zeros, _ = self.merge(scratch)
+        self.restore(scratch)
         return zeros
 
-    def split(self, pruned: Tensor) -> Tensor:
+    def split(self, pruned: Tensor, scratch: kernels.Scratch | None = None) -> Tensor:
         """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
-        newly = kernels.split_(self.dormant, self.data, pruned, self.mask)
+        newly = kernels.split_(self.dormant, self.data, pruned, self.mask, scratch)
         self.merged = False
         return newly
 

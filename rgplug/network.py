@@ -62,6 +62,7 @@ class Network:
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
         """
         seen: list[tuple[MaskedWeight, Tensor]] = []
+        scratch = kernels.Scratch()
         for w in weights:
             if w.is_prepared:
                 continue
@@ -71,14 +72,14 @@ class Network:
                 self._follow(w)
             if not self.sparse:
                 continue
-            theta, zeros, bits = w.merge()
+            theta, zeros, bits = w.merge(scratch)
             seen.append((w, zeros))
             grad = w.param.grad
             if grad is None:
                 continue
             if grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            self.method.on_gradient(w, grad, theta)
+            self.method.on_gradient(w, grad, theta, scratch)
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
             kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
@@ -96,8 +97,9 @@ class Network:
         self.iteration = max(w.steps for w in self.weights)
         step.iteration = self.iteration
         if self.sparse:
+            scratch = kernels.Scratch()
             for w in weights:
-                w.restore()
+                w.restore(scratch)
             self.method.update(weights, step)
             keep = self.scheduled()
             if keep is None:
@@ -141,8 +143,9 @@ class Network:
 
     def _refresh(self, weights: list[MaskedWeight]) -> None:
         counts, newly = [], []
+        scratch = kernels.Scratch()
         for w in weights:
-            pruned = self.method.pruned(w)
+            pruned = self.method.pruned(w, scratch)
             if not self.recurrent:
                 pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
             if w.norm_dims is not None:
@@ -152,7 +155,7 @@ class Network:
             pruned.mul_(keep)
             self.method.on_guard(w, keep)
             before = w.mask.clone() if self.reset_moments else None
-            newly.append(w.split(pruned))
+            newly.append(w.split(pruned, scratch))
             counts.append(count * keep)
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 
 
@@ -34,7 +35,7 @@ class Method(Protocol):
     def follow(self, weight: MaskedWeight) -> None:
         """The host has moved the weight to another device or dtype: bring along what `attach` made."""
 
-    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None:
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
@@ -43,7 +44,7 @@ class Method(Protocol):
     def measure(self, weight: MaskedWeight) -> None:
         """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""
 
-    def pruned(self, weight: MaskedWeight) -> Tensor:
+    def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         """The entries to prune, from theta (held in `weight.dormant`)."""
 
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:

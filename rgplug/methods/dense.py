@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
 
@@ -18,13 +19,13 @@ class Dense:
 
     def follow(self, weight: MaskedWeight) -> None: ...
 
-    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None: ...
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None: ...
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None: ...
 
     def measure(self, weight: MaskedWeight) -> None: ...
 
-    def pruned(self, weight: MaskedWeight) -> Tensor:
+    def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         return torch.zeros_like(weight.param)
 
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None: ...

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step, threshold
 from rgplug.methods.threshold_optimizer import ThresholdOptimizer
@@ -46,14 +47,15 @@ class LearnedThresholds:
         weight.scale = None if weight.scale is None else weight.scale.to(device, dtype)
         weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(device, dtype)
 
-    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor) -> None:
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         full = self.policy.weight_gradient == "full"
         if not self.policy.task_gradient and not full:
             return
         t = self._threshold(weight)
         wide = theta if theta.dtype == t.dtype else theta.to(t.dtype)
-        margin = threshold.margin(weight.layout.view(wide), weight.layout.expand(t), weight.scale)
-        derivative = threshold.surrogate_derivative(margin).view_as(wide)
+        margin = scratch.like(wide, "margin")
+        threshold.margin(weight.layout.view(wide), weight.layout.expand(t), weight.scale, weight.layout.view(margin))
+        derivative = threshold.surrogate_derivative_(margin, scratch.like(wide, "inside"))
         term = threshold.surrogate_weight_term(wide, derivative, weight.scale) if full else None
         if self.policy.task_gradient:
             product = wide.mul_(grad) if term is None else wide * grad
@@ -87,10 +89,12 @@ class LearnedThresholds:
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)
 
-    def pruned(self, weight: MaskedWeight) -> Tensor:
+    def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         theta = weight.dormant
         t = weight.layout.expand(self._threshold(weight))
-        return threshold.pruned_entries(weight.layout.view(theta), t, weight.scale).view_as(theta)
+        out = scratch.like(theta, "entries")
+        threshold.pruned_entries(weight.layout.view(theta), t, weight.scale, weight.layout.view(out))
+        return out
 
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
         self._threshold(weight).mul_(keep)

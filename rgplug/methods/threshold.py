@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 
-def surrogate_derivative(x: Tensor) -> Tensor:
-    """H'(x), the long-tailed estimate of the derivative of the unit step (Xu & Cheung 2020); overwrites x.
+def surrogate_derivative_(x: Tensor, inside: Tensor | None = None) -> Tensor:
+    """H'(x), the long-tailed estimate of the derivative of the unit step (Xu & Cheung 2020), in place.
 
-    2 - 4|x| for |x| <= 0.4; 0.4 for 0.4 < |x| <= 1; 0 beyond.
+    2 - 4|x| for |x| <= 0.4; 0.4 for 0.4 < |x| <= 1; 0 beyond. inside: memory to work in, like x.
     """
-    inside = x.abs_().clone().le_(1)  # in place: 1.0 / 0.0 in x's dtype, which is vectorized on a CPU
-    return torch.rsub(x, 2, alpha=4).clamp_min_(0.4).mul_(inside)
+    x.abs_()
+    inside = (torch.empty_like(x) if inside is None else inside).copy_(x)
+    inside.le_(1)  # in place: 1.0 / 0.0 in x's dtype, which is vectorized on a CPU
+    return x.mul_(-4).add_(2).clamp_min_(0.4).mul_(inside)
 
 
-def margin(theta: Tensor, threshold: Tensor, scale: Tensor | None = None) -> Tensor:
+def margin(theta: Tensor, threshold: Tensor, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """|theta| / scale - t: positive where a weight is kept (RG-GAN, Eq. 1). Shapes as theta."""
-    size = theta.abs() if scale is None else theta.abs().div_(scale)
-    return size.sub_(threshold)
+    return _size(theta, scale, out).sub_(threshold)
 
 
 def threshold_gradient(product: Tensor, derivative: Tensor) -> Tensor:
@@ -44,10 +45,14 @@ def surrogate_weight_term(theta: Tensor, derivative: Tensor, scale: Tensor | Non
     return (term if scale is None else term.div_(scale)).add_(1)
 
 
-def pruned_entries(theta: Tensor, threshold: Tensor, scale: Tensor | None = None) -> Tensor:
+def pruned_entries(theta: Tensor, threshold: Tensor, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """1.0 where |theta| / scale <= t, else 0.0 (Eq. 1: kept iff strictly above). NaN is kept, and so stays visible."""
-    size = theta.abs() if scale is None else theta.abs().div_(scale)
-    return size.le_(threshold)
+    return _size(theta, scale, out).le_(threshold)
+
+
+def _size(theta: Tensor, scale: Tensor | None, out: Tensor | None) -> Tensor:
+    size = torch.abs(theta) if out is None else torch.abs(theta, out=out)
+    return size if scale is None else size.div_(scale)
 
 
 def regularizer(threshold: Tensor) -> Tensor:
