@@ -14,7 +14,7 @@ from rgplug.metrics.accounting import LayerMacs, layer_macs, training_flops_per_
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests/models.py, from whichever folder pytest is started
 
-from models import SNGANDiscriminator, SNGANGenerator
+from sngan import SNGANDiscriminator, SNGANGenerator
 
 
 def parameters(module: nn.Module) -> int:
