@@ -12,7 +12,7 @@ from torch import nn
 from rgplug.errors import RgplugError
 from rgplug.metrics.accounting import LayerMacs, layer_macs, training_flops_per_step
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests/models.py, from whichever folder pytest is started
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests/sngan.py, from whichever folder pytest is started
 
 from sngan import SNGANDiscriminator, SNGANGenerator
 
