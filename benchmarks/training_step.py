@@ -1,4 +1,4 @@
-"""Whole training step of a discriminator: dense, under rgplug, and with the mask inside the autograd graph.
+"""Whole training step of a discriminator: dense, under rgplug (fused and eager), and with the mask inside the autograd graph.
 
     python -m benchmarks.training_step [--rounds 30]
 
@@ -87,10 +87,13 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
     graph = Discriminator(channels, GraphConv2d)
     graph.load_state_dict(dense.state_dict(), strict=False)
     thresholds = [m.threshold for m in graph.modules() if isinstance(m, GraphConv2d)]
+    unfused = copy.deepcopy(dense)
     rg = rgplug.attach(managed, None, {"method": "rg-gan"})
+    eager = rgplug.attach(unfused, None, {"method": "rg-gan", "kernels": "eager"})
     steps = {
         "dense": stepper(dense, batch, resolution),
         "rgplug": stepper(managed, batch, resolution),
+        "eager": stepper(unfused, batch, resolution),
         "graph": stepper(graph, batch, resolution, lambda: 5e-12 * sum(torch.exp(-t).sum() for t in thresholds)),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -101,9 +104,11 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
             if i >= 2:
                 times[name].append(time.perf_counter() - start)
     rg.detach()
+    eager.detach()
     medians = {name: statistics.median(t) for name, t in times.items()}
     return {
         "rgplug": medians["rgplug"] / medians["dense"],
+        "rgplug, eager": medians["eager"] / medians["dense"],
         "mask in the graph": medians["graph"] / medians["dense"],
         "dense, ms": 1000 * medians["dense"],
     }

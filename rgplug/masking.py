@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rgplug import kernels
 from rgplug.errors import RgplugError
+from rgplug.fused import Fused
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class MaskedWeight:
             else:
                 self.mask = torch.ones((), dtype=torch.bool, device=param.device).expand(param.shape)
                 self.dormant = torch.zeros((), dtype=param.dtype, device=param.device).expand(param.shape)
+        self.loops: Fused | None = None  # compiled loops for this weight's dtype, where they may be used
         self.threshold: Tensor | None = None
         self.scale: Tensor | None = None  # what |theta| is divided by (0-dim); None: units absolute
         self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
@@ -131,6 +133,14 @@ class MaskedWeight:
         self.dormant = self.dormant.to(device=p.device, dtype=p.dtype)
         return True
 
+    def fused(self, grad: Tensor | None = None) -> Fused | None:
+        """The compiled loops, if they cover the weight, its mask and dormant values, and `grad`, as they are now."""
+        loops = self.loops
+        if loops is None or torch.compiler.is_compiling():  # a compiled optimizer.step fuses the tensor operations
+            return None
+        tensors = (self.data, self.mask, self.dormant, *(() if grad is None else (grad,)))
+        return loops if loops.covers(self.layout, *tensors) else None
+
     def merge(self, scratch: kernels.Scratch) -> tuple[Tensor, Tensor, Tensor]:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
         bits = self.bits(scratch)
@@ -139,9 +149,14 @@ class MaskedWeight:
 
     def restore(self, scratch: kernels.Scratch | None = None) -> None:
         """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
-        if not self.merged:
+        if self.merged:
+            return
+        loops = self.fused()
+        if loops is None:
             kernels.restore_(self.data, self.dormant, self.bits(scratch))
-            self.merged = True
+        else:
+            loops.restore(self.layout, self.data, self.dormant, self.mask)
+        self.merged = True
 
     def gather(self) -> Tensor:
         """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""

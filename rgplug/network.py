@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgplug import kernels
+from rgplug import fused, kernels
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Step
@@ -48,7 +48,9 @@ class Network:
         self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
         self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
+        self.kernels = policy.kernels
         if method.prunes:
+            self._load_loops()
             with torch.no_grad():
                 for w in weights:
                     method.attach(w)
@@ -72,19 +74,28 @@ class Network:
                 self._follow(w)
             if not self.sparse:
                 continue
-            theta, zeros, bits = w.merge(scratch)
-            seen.append((w, zeros))
             grad = w.param.grad
-            if grad is None:
-                continue
-            if grad.is_sparse:
+            if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            self.method.on_gradient(w, grad, theta, scratch)
+            seen.append((w, self._before(w, grad, scratch)))
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
-            kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
         if seen:
             self._count_written([w for w, _ in seen], [zeros for _, zeros in seen])
+
+    def _before(self, w: MaskedWeight, grad: Tensor | None, scratch: kernels.Scratch) -> Tensor:
+        """One weight's share of `before_step`; returns the zeros in the weight."""
+        rule = self.method.rule(w)
+        loops = None if rule is None else w.fused(grad)
+        if loops is not None and rule is not None:
+            w.merged = False
+            w.threshold_grad, zeros = loops.before(w.layout, w.data, w.dormant, w.mask, grad, rule)
+            return zeros
+        theta, zeros, bits = w.merge(scratch)
+        if grad is not None:
+            self.method.on_gradient(w, grad, theta, scratch)
+            kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
+        return zeros
 
     @torch.no_grad()
     def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
@@ -145,21 +156,48 @@ class Network:
         counts, newly = [], []
         scratch = kernels.Scratch()
         for w in weights:
-            pruned = self.method.pruned(w, scratch)
-            if not self.recurrent:
-                pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
-            if w.norm_dims is not None:
-                _keep_largest(w, w.norm_dims, pruned)
-            count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
-            keep = (count < (1 - self.guard) * w.numel).to(count.dtype)
-            pruned.mul_(keep)
-            self.method.on_guard(w, keep)
             before = w.mask.clone() if self.reset_moments else None
-            newly.append(w.split(pruned, scratch))
-            counts.append(count * keep)
+            count, lost = self._draw(w, scratch)
+            counts.append(count)
+            newly.append(lost)
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))
         self._count(weights, counts, newly)
+
+    def _draw(self, w: MaskedWeight, scratch: kernels.Scratch) -> tuple[Tensor, Tensor]:
+        """A new mask for one weight, whose `dormant` holds theta; returns the entries pruned and the newly pruned."""
+        limit = (1 - self.guard) * w.numel  # a layer that would lose as many keeps all
+        rule = self.method.rule(w)
+        loops = None if rule is None or w.norm_dims is not None else w.fused()
+        if loops is not None and rule is not None:
+            count, newly, keep = loops.refresh(
+                w.layout, w.data, w.dormant, w.mask, rule, recurrent=self.recurrent, limit=limit
+            )
+            w.merged = False
+            self.method.on_guard(w, keep)
+            return count, newly
+        pruned = self.method.pruned(w, scratch)
+        if not self.recurrent:
+            pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
+        if w.norm_dims is not None:
+            _keep_largest(w, w.norm_dims, pruned)
+        count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
+        keep = (count < limit).to(count.dtype)
+        pruned.mul_(keep)
+        self.method.on_guard(w, keep)
+        return count * keep, w.split(pruned, scratch)
+
+    def _load_loops(self) -> None:
+        """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
+        for w in self.weights:
+            w.loops = None if self.kernels == "eager" or w.param.device.type != "cpu" else fused.load(w.param.dtype)
+            if self.kernels == "fused" and w.loops is None:
+                device = w.param.device.type
+                reason = fused.why_not(w.param.dtype) if device == "cpu" else f"there are none for {device}"
+                raise RgplugError(
+                    f"policy.kernels is fused, but {self.label}.{w.name} can have no fused loops: {reason}; set "
+                    "kernels: auto to use tensor operations instead"
+                )
 
     def _count(self, weights: list[MaskedWeight], counts: list[Tensor], newly: list[Tensor]) -> None:
         device = self.kept.device
@@ -198,6 +236,7 @@ class Network:
 
     def _follow(self, w: MaskedWeight) -> None:
         self.method.follow(w)
+        self._load_loops()
         device = w.param.device
         for counter in ("numel", *_COUNTERS):
             setattr(self, counter, getattr(self, counter).to(device))

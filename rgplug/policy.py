@@ -104,6 +104,7 @@ class Policy:
     batch_size: int | Mapping[str, int] | None = (
         None  # real images per D step (and fakes per G step), for #RI and FLOPs
     )
+    kernels: Literal["auto", "fused", "eager"] = "auto"  # fused: compiled loops over CPU memory, an error without them
     finish: Literal["sparse", "dense", "as-is"] = "as-is"
     run_dir: str | None = None
 

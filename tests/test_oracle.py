@@ -119,6 +119,7 @@ class EngineSide:
         task_gradient: bool = True,
         weight_gradient: str = "masked",
         regularization: str = "hook",
+        kernels: str = "auto",  # compiled loops where there is a compiler, or tensor operations ("eager")
     ) -> None:
         self.nets = {"G": G, "D": D}
         self.optimizers = {"G": make_optimizer(G.parameters())}
@@ -131,6 +132,7 @@ class EngineSide:
                 regularization=regularization,
                 threshold=dict(task_gradient=task_gradient, weight_gradient=weight_gradient),
                 optimizer_state="keep",
+                kernels=kernels,
             ),
         )
         self.by_host = regularization == "loss"
@@ -252,6 +254,8 @@ def test_training_equals_the_oracle(optimizer: str, kind: str, task_gradient: bo
     theirs, nets = train_oracle(kind, make, options, schedule=schedule)
     assert_pruned(nets, both_ways=task_gradient)
     assert_agree(train_engine(kind, make, options, schedule=schedule), theirs)
+    if schedule == "several":
+        assert_agree(train_engine(kind, make, {**options, "kernels": "eager"}, schedule=schedule), theirs)
 
 
 @pytest.mark.parametrize("task_gradient", [True, False], ids=["task", "no_task"])

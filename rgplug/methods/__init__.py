@@ -24,6 +24,20 @@ class Step:
     iteration: int = 0  # iterations of this network so far
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A method's formulas for one weight where they are those of thresholds; `fused` knows them.
+
+    Pruned iff |theta| / scale <= threshold (of its filter). task_gradient: the thresholds' gradient is wanted;
+    full_weight_gradient: A is multiplied with the surrogate's factor.
+    """
+
+    threshold: Tensor  # [filters]
+    scale: Tensor | None = None  # 0-dim
+    task_gradient: bool = False
+    full_weight_gradient: bool = False
+
+
 class Method(Protocol):
     """What the engine asks of a rule. Weight-shaped results are 1.0 / 0.0 in the weight's dtype."""
 
@@ -34,6 +48,9 @@ class Method(Protocol):
 
     def follow(self, weight: MaskedWeight) -> None:
         """The host has moved the weight to another device or dtype: bring along what `attach` made."""
+
+    def rule(self, weight: MaskedWeight) -> Rule | None:
+        """What `on_gradient` and `pruned` do, if a Rule says it all; None: they have to be called."""
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Step
+from rgplug.methods import Rule, Step
 
 
 class Dense:
@@ -18,6 +18,9 @@ class Dense:
     def attach(self, weight: MaskedWeight) -> None: ...
 
     def follow(self, weight: MaskedWeight) -> None: ...
+
+    def rule(self, weight: MaskedWeight) -> Rule | None:
+        return None
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None: ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Step, threshold
+from rgplug.methods import Rule, Step, threshold
 from rgplug.methods.threshold_optimizer import ThresholdOptimizer
 from rgplug.policy import Policy
 
@@ -46,6 +46,10 @@ class LearnedThresholds:
         weight.threshold = self._threshold(weight).to(device, dtype)
         weight.scale = None if weight.scale is None else weight.scale.to(device, dtype)
         weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(device, dtype)
+
+    def rule(self, weight: MaskedWeight) -> Rule | None:
+        full = self.policy.weight_gradient == "full"
+        return Rule(self._threshold(weight), weight.scale, self.policy.task_gradient, full)
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         full = self.policy.weight_gradient == "full"

@@ -8,7 +8,6 @@ off into a flat tensor of its own, with its state, the first time that happens.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -180,7 +179,6 @@ def _class_of(optimizer: torch.optim.Optimizer) -> type:
     return type(optimizer) if inner is None else _class_of(inner)
 
 
-@functools.cache
 def _parameters_of(cls: type) -> frozenset[str]:
     """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
     names: set[str] = set()

@@ -1,0 +1,233 @@
+"""The compiled loops against the tensor operations that they stand for."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rgplug
+from rgplug import fused
+from rgplug.errors import RgplugError
+from rgplug.masking import FilterLayout, MaskedWeight
+
+needs_compiler = pytest.mark.skipif(
+    fused.load(torch.float32) is None, reason=f"no fused loops here: {fused.why_not(torch.float32)}"
+)
+
+
+class Modulated(nn.Module):
+    """A weight as StyleGAN2's modulated convolutions in other repositories keep it: [1, out, in, k, k]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 6, 5, 3, 3))
+
+
+LAYERS: dict[str, Any] = {
+    "linear": lambda: nn.Linear(7, 5),
+    "long rows": lambda: nn.Linear(5000, 3),  # longer than a chunk, and not a multiple of a vector
+    "many entries": lambda: nn.Linear(300, 200),  # enough for several threads
+    "conv": lambda: nn.Conv2d(5, 6, 3),
+    "channels last": lambda: nn.Conv2d(5, 6, 3).to(memory_format=torch.channels_last),
+    "grouped conv": lambda: nn.Conv2d(6, 4, 3, groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(5, 6, 3),
+    "transposed channels last": lambda: nn.ConvTranspose2d(5, 6, 3).to(memory_format=torch.channels_last),
+    "grouped transposed": lambda: nn.ConvTranspose1d(6, 8, 3, groups=2),
+    "modulated": Modulated,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "no task gradient": {"threshold.task_gradient": False, "sparsity_weight": 1e-2},
+    "full weight gradient": {"threshold.weight_gradient": "full"},
+    "full, no task gradient": {
+        "threshold.weight_gradient": "full",
+        "threshold.task_gradient": False,
+        "sparsity_weight": 1e-2,
+    },
+    "layer_std": {"threshold.units": "layer_std"},
+    "spectral, full": {"threshold.units": "spectral", "threshold.weight_gradient": "full"},
+    "no recurrence": {"regeneration.recurrent": False, "threshold.units": "layer_std"},
+    "target": {"target": {"G": 0.4, "by": 10}},
+    "guard": {"threshold.guard": 0.7},
+}
+
+
+def train(net: nn.Module, policy: dict[str, Any], steps: int = 20) -> dict[str, Tensor]:
+    """Steps on random gradients, one of them missing, one step with the host writing into the weight."""
+    (param,) = (p for n, p in net.named_parameters() if n == "weight")
+    rg = rgplug.attach(net, None, {"threshold.init": 0.02, "sparsity_weight": 1e-3, **policy})
+    optimizer = torch.optim.Adam([param], 2e-2)
+    generator = torch.Generator().manual_seed(1)
+    for i in range(steps):
+        grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+        param.grad = None if i == 5 else grad.to(memory_format=torch.preserve_format)
+        if param.grad is not None and not param.is_contiguous():
+            param.grad = param.grad.to(memory_format=torch.channels_last)
+        if i == 7:
+            with torch.no_grad():
+                param.add_(0.05)
+        optimizer.step()
+    (weight,) = rg.networks["G"].weights
+    found = {"mask": weight.mask, "dormant": weight.dormant, "threshold": weight.threshold, "weight": param.detach()}
+    network = rg.networks["G"]
+    counters = torch.stack([network.kept, network.regrown, network.pruned, network.written])
+    rg.detach()
+    return {k: v.clone() for k, v in {**found, "counters": counters}.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_fused_and_eager_agree(layer: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("before", "restore", "refresh"):
+        original = getattr(fused.Fused, name)
+        monkeypatch.setattr(fused.Fused, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    torch.manual_seed(0)
+    net = LAYERS[layer]().double()
+    eager = train(copy.deepcopy(net), {**SETTINGS[setting], "kernels": "eager"})
+    assert not calls
+    ours = train(net, {**SETTINGS[setting], "kernels": "fused"})
+    uncovered = layer == "transposed channels last"  # filter rows lie apart in memory
+    assert set(calls) == (set() if uncovered else {"before", "restore", "refresh"})
+    assert torch.equal(ours["mask"], eager["mask"])
+    assert setting == "guard" or eager["counters"][2] > 0  # something was pruned
+    for key in ("weight", "dormant", "threshold", "counters"):
+        torch.testing.assert_close(ours[key], eager[key], rtol=0, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite(odd: float, full: bool) -> None:
+    """They stay where the mask keeps them and go where it does not, as with tensor operations."""
+    torch.manual_seed(0)
+    results = []
+    for kernels in ("fused", "eager"):
+        torch.manual_seed(0)
+        net = nn.Linear(16, 2, dtype=torch.float64)
+        policy = {"threshold.init": 0.1, "threshold.weight_gradient": "full" if full else "masked", "kernels": kernels}
+        rg = rgplug.attach(net, None, policy)
+        (weight,) = rg.networks["G"].weights
+        with torch.no_grad():
+            net.weight[0, 3] = odd  # adopted, if it is pruned
+        net.weight.grad = torch.ones_like(net.weight)
+        net.weight.grad[0, 5] = odd
+        torch.optim.SGD([net.weight], 0.1).step()
+        results.append((net.weight.detach().clone(), weight.mask.clone(), weight.dormant.clone()))
+        rg.detach()
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, equal_nan=True)
+
+
+@needs_compiler
+def test_a_long_sum_keeps_its_precision() -> None:
+    """A filter of a million float32 weights: the threshold's gradient is right to nearly all digits."""
+    n = 2**20
+    torch.manual_seed(0)
+    loops = fused.load(torch.float32)
+    assert loops is not None
+    weight, grad = torch.rand(1, n), torch.ones(1, n)
+    rule = rgplug.methods.Rule(torch.full((1,), 100.0), task_gradient=True)  # |x| > 1 everywhere: H' = 0
+    out, _ = loops.before(FilterLayout((1, n)), weight, torch.zeros(1, n), torch.ones(1, n) > 0, grad.clone(), rule)
+    assert out is not None
+    assert out.item() == 0
+    rule = rgplug.methods.Rule(weight.new_full((1,), 0.5), task_gradient=True)
+    out, _ = loops.before(FilterLayout((1, n)), weight, torch.zeros(1, n), torch.ones(1, n) > 0, grad, rule)
+    x = (weight.double() - 0.5).abs()
+    exact = -(weight.double() * (2 - 4 * x).clamp_min(0.4)).sum()
+    assert out is not None
+    assert out.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+@needs_compiler
+def test_autograd_notices_that_memory_was_written() -> None:
+    net = nn.Linear(8, 4)
+    rgplug.attach(net, None, {"threshold.init": 0.1, "kernels": "fused"})
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    x = torch.randn(2, 8, requires_grad=True)
+    loss = net(x).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_compiler
+def test_gradients_of_another_dtype_or_order_take_the_eager_way() -> None:
+    loops = fused.load(torch.float32)
+    assert loops is not None
+    layout = FilterLayout((4, 4, 3, 3))
+    weight = torch.randn(4, 4, 3, 3)
+    assert loops.covers(layout, weight, weight > 0, weight.clone())
+    assert not loops.covers(layout, weight, weight.double())
+    assert not loops.covers(layout, weight, weight.to(memory_format=torch.channels_last))
+    assert not loops.covers(layout, weight.transpose(0, 1), weight)
+    assert loops.covers(
+        FilterLayout((4, 4, 1, 1)), torch.randn(4, 4, 1, 1), torch.randn(4, 4).as_strided((4, 4, 1, 1), (4, 1, 4, 4))
+    )
+
+
+def test_without_a_compiler_tensor_operations_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_loaded", {})
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    net = nn.Linear(8, 4)
+    rg = rgplug.attach(net, None, {"threshold.init": 0.1})
+    assert rg.networks["G"].weights[0].fused() is None
+    net(torch.randn(2, 8)).sum().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    assert rg.density()["G"] < 1
+    rg.detach()
+    with pytest.raises(RgplugError, match=r"policy.kernels is fused.*no C compiler was found.*kernels: auto"):
+        rgplug.attach(net, None, {"kernels": "fused"})
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'cc: out of luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(fused, "_loaded", {})
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("RGPLUG_CACHE", str(tmp_path / "cache"))
+    assert fused.load(torch.float32) is None
+    assert "out of luck" in fused.why_not(torch.float32)
+    assert not any(x.suffix == ".so" for x in (tmp_path / "cache").rglob("*"))
+
+
+def test_dtypes_without_loops() -> None:
+    assert fused.load(torch.bfloat16) is None
+    with pytest.raises(RgplugError, match=r"there are none for torch\.bfloat16"):
+        rgplug.attach(nn.Linear(4, 4, dtype=torch.bfloat16), None, {"kernels": "fused"})
+
+
+@needs_compiler
+def test_a_network_that_changes_its_dtype_gets_the_loops_of_the_new_one() -> None:
+    net = nn.Linear(8, 4)
+    rg = rgplug.attach(net, None, {"kernels": "fused"})
+    net.double()
+    net(torch.randn(2, 8).double()).sum().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    loops = rg.networks["G"].weights[0].fused()
+    assert loops is not None
+    assert loops.dtype is torch.float64
+
+
+@needs_compiler
+def test_several_processes_compile_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RGPLUG_CACHE", str(tmp_path))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        paths = pool.map(fused._compile, ["float", "float"])
+    assert paths[0] == paths[1]
+    assert [p.name for p in tmp_path.iterdir()] == [paths[0].name]
+
+
+def test_masked_weight_without_loops() -> None:
+    param = nn.Parameter(torch.randn(3, 4))
+    assert MaskedWeight("weight", nn.Linear(4, 3), param, FilterLayout((3, 4))).fused() is None
