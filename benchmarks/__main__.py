@@ -36,10 +36,11 @@ def machine() -> str:
 def figures(rounds: int) -> str:
     steps = training_step.run(rounds)
     memory = steps.pop("memory")["ratio"]
-    rows = [
-        f"| {name} | {v['rgplug']:.3f} | {AIMS[name]:.2f} | {v['rgplug, eager']:.3f} | {v['mask in the graph']:.3f} | {v['dense, ms']:.0f} |"
-        for name, v in steps.items()
-    ]
+    columns = {"rgplug": ".3f", "aim": ".2f", "rgplug, eager": ".3f", "mask in the graph": ".3f", "dense, ms": ".0f"}
+    rows = []
+    for name, values in steps.items():
+        known = {**values, "aim": AIMS[name]}
+        rows.append(" | ".join([f"| {name}", *(format(known[key], shape) for key, shape in columns.items())]) + " |")
     distance = frechet.run()
     solve = [
         f"| {name.replace('_', ' ')} | {v['ratio']:.1f} | {v['relative_difference']:.0e} |"

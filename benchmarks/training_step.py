@@ -1,8 +1,8 @@
-"""Whole training step of a discriminator: dense, under rgplug (fused and eager), and with the mask inside the autograd graph.
+"""Whole training step of a discriminator: dense, under rgplug, and with the mask in the graph.
 
     python -m benchmarks.training_step [--rounds 30]
 
-One hinge step on real and generated images with Adam. The variants alternate in one process, so that what the machine
+rgplug runs twice, with its compiled loops and with tensor operations. One hinge step on real and generated images with Adam. The variants alternate in one process, so that what the machine
 does meanwhile hits all alike; reported are ratios of medians. Memory is what attach adds per byte of managed weight.
 """
 
