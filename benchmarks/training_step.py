@@ -2,8 +2,9 @@
 
     python -m benchmarks.training_step [--rounds 30]
 
-rgplug runs twice, with its compiled loops and with tensor operations. One hinge step on real and generated images with Adam. The variants alternate in one process, so that what the machine
-does meanwhile hits all alike; reported are ratios of medians. Memory is what attach adds per byte of managed weight.
+rgplug runs twice, with its compiled loops and with tensor operations. One hinge step on real and generated images with
+Adam. The variants alternate in one process, so that what the machine does meanwhile hits all alike; reported are ratios
+of medians. Memory is what attach adds per byte of managed weight.
 """
 
 from __future__ import annotations
