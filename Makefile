@@ -24,6 +24,7 @@ lint: $(READY)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy adapters/*.py
 
 format: $(READY) ## ruff's format and safe fixes
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,7 @@ from rgplug.metrics import MetricValue
 from rgplug.monitor import Monitor
 from rgplug.network import Network
 from rgplug.policy import Policy
-from rgplug.processes import from_first_rank, rank
+from rgplug.processes import broadcast_first, from_first_rank, rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.state import fit
 
@@ -166,6 +166,30 @@ class Controller:
         if "G" not in self.networks:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
+
+    def synchronize(self) -> None:
+        """Several processes: masks, thresholds, dormant values and units of the first rank, on every rank.
+
+        Call it once the host has made its copies of the networks equal (DDP does at construction) and before the first
+        step, if the ranks began with different weights. Every rank has to call it.
+        """
+        for net in self.networks.values():
+            if net.method.prunes:
+                broadcast_first((net.kept, net.regrown, net.pruned, net.written))
+                for w in net.weights:
+                    if w.fresh:
+                        net.method.start(w)
+                    parts = (w.mask, w.dormant, w.threshold, w.scale, w.scale_vectors)
+                    broadcast_first(x for x in parts if x is not None)
+                    w.fresh = False
+
+    def resume_phase(self) -> None:
+        """Bring the networks into the phase that a loaded state has decided on, once the host has loaded its weights.
+
+        Needed where a state was saved with weights from before the decision; else it changes nothing.
+        """
+        if self.regeneration is not None:
+            self._enter(self.phase)
 
     # ---- looking at it ---------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class MaskedWeight:
         self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
         self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
         self.steps = 0  # iterations in which the owning optimizer stepped
+        self.fresh = True  # until its first step, or until a state is loaded
         self.merged = False  # between restore and split, where `dormant` holds all of theta
         self.prepared: Any = None  # weak reference to the gradient that the before-step work was done on
         self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]

@@ -49,6 +49,7 @@ class Network:
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
         self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
         self.kernels = policy.kernels
+        self._met = False  # the target density was met, and nothing has changed since
         if method.prunes:
             self._load_loops()
             with torch.no_grad():
@@ -74,6 +75,9 @@ class Network:
                 self._follow(w)
             if not self.sparse:
                 continue
+            if w.fresh:
+                self.method.start(w)
+                w.fresh = False
             grad = w.param.grad
             if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
@@ -105,6 +109,7 @@ class Network:
             w.steps += not self.auxiliary
             if step.optimizer is not None:
                 w.optimizer = weakref.ref(step.optimizer)
+        self._met = False
         self.iteration = max(w.steps for w in self.weights)
         step.iteration = self.iteration
         if self.sparse:
@@ -129,8 +134,9 @@ class Network:
     def meet_target(self) -> None:
         """Bring the density onto the schedule outside of a step, from (nearly) all entries."""
         keep = self.scheduled()
-        if keep is not None and self.sparse:
+        if keep is not None and self.sparse and not self._met:
             self._shift(keep, SAMPLES_PER_EPOCH)
+            self._met = True
 
     @torch.no_grad()
     def refresh_all(self) -> None:
@@ -301,7 +307,7 @@ class Network:
                 self._reset_moments(w, torch.logical_not(before))
         self.regrown += self.numel - self.kept
         self.kept.copy_(self.numel)
-        self.sparse = False
+        self.sparse = self._met = False
 
     @torch.no_grad()
     def go_sparse(self) -> None:
@@ -358,11 +364,11 @@ class Network:
         for w in self.weights:
             own = state["weights"][w.name]
             w.steps = int(own["steps"])
-            w.prepared, w.threshold_grad = None, None
+            w.prepared, w.threshold_grad, w.fresh = None, None, False
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"))
-        self.sparse, self.iteration = bool(state["sparse"]), int(state["iteration"])
+        self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         for key, value in state["counters"].items():
             getattr(self, key).copy_(value)
 

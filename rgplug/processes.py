@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def rank() -> int:
@@ -18,3 +21,13 @@ def from_first_rank(value: float | None, device: torch.device) -> float | None:
     numbers = torch.tensor([value is not None, value or 0.0], dtype=torch.float64, device=where)
     dist.broadcast(numbers, 0)
     return float(numbers[1]) if numbers[0] else None
+
+
+def broadcast_first(tensors: Iterable[Tensor]) -> None:
+    """Every tensor gets the first rank's values, in place. Every rank has to call it, with tensors of the same kind."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for x in tensors:
+            shared = x.contiguous()
+            dist.broadcast(shared.view(torch.uint8) if x.dtype is torch.bool else shared, 0)
+            if shared is not x:
+                x.copy_(shared)

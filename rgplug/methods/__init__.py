@@ -46,6 +46,9 @@ class Method(Protocol):
     def attach(self, weight: MaskedWeight) -> None:
         """Give a weight what the method keeps per weight (thresholds)."""
 
+    def start(self, weight: MaskedWeight) -> None:
+        """Before the weight's first step: units and the like anew, since hosts load and broadcast after attach."""
+
     def follow(self, weight: MaskedWeight) -> None:
         """The host has moved the weight to another device or dtype: bring along what `attach` made."""
 

@@ -31,13 +31,18 @@ class LearnedThresholds:
         p = weight.param
         dtype = torch.promote_types(p.dtype, torch.float32)
         weight.threshold = torch.full((weight.layout.filters,), self.policy.init, dtype=dtype, device=p.device)
+        self.start(weight)
+
+    def start(self, weight: MaskedWeight) -> None:
+        p, dtype, theta = weight.param, self._threshold(weight).dtype, weight.theta
+        weight.scale = None
         if self.units == "spectral":
             # a fixed start of the power iteration, so that two runs and two ranks agree; 15 iterations warm it up
             generator = torch.Generator().manual_seed(weight.layout.filters)
-            left = torch.randn(self._rows(weight, p.detach()).shape[0], generator=generator, dtype=dtype)
+            left = torch.randn(self._rows(weight, theta).shape[0], generator=generator, dtype=dtype)
             weight.scale_vectors = torch.nn.functional.normalize(left, dim=0).to(p.device)
-            threshold.spectral_norm(self._rows(weight, p.detach()).to(dtype), weight.scale_vectors, iterations=15)
-        self._measure(weight, p.detach())
+            threshold.spectral_norm(self._rows(weight, theta).to(dtype), weight.scale_vectors, iterations=15)
+        self._measure(weight, theta)
 
     def follow(self, weight: MaskedWeight) -> None:
         """The host moved its network: thresholds and units go to the weight's device, in its precision."""

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
-from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng, unwrap
+from rgplug.metrics.isolation import (
+    evaluation_mode,
+    preserved_buffers,
+    preserved_hooks,
+    preserved_rng,
+    unwrap,
+)
 
 FVCORE_OPS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "einsum")  # what multiplies; not norms, not resizes
 Density = float | Mapping[str, float]
@@ -59,7 +65,8 @@ def layer_macs(module: nn.Module, inputs: Tensor | tuple[object, ...]) -> LayerM
     module = unwrap(module)
     with evaluation_mode(module), preserved_buffers(module), preserved_rng(), torch.no_grad():
         try:
-            counts, source = _count_with_fvcore(module, arguments), "fvcore"
+            with preserved_hooks(module):
+                counts, source = _count_with_fvcore(module, arguments), "fvcore"
         except Exception:  # a trace can fail in as many ways as there are forward functions
             try:
                 counts, source = _count_with_torch(module, arguments), "torch.utils.flop_counter"

@@ -89,6 +89,20 @@ def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def preserved_hooks(*modules: nn.Module) -> Iterator[None]:
+    """Forward hooks as they were: a trace that fails half-way leaves its own behind, and they cannot be pickled."""
+    parts = [m for module in modules for m in module.modules()]
+    tables = [(table, dict(table)) for m in parts for table in (m._forward_hooks, m._forward_pre_hooks)]
+    try:
+        yield
+    finally:
+        for table, kept in tables:
+            if list(table) != list(kept):
+                table.clear()
+                table.update(kept)
+
+
+@contextmanager
 def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
     """Put `weights` into a module and its own values back afterwards, bit for bit.
 

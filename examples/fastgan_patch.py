@@ -1,0 +1,18 @@
+"""Train FastGAN with RG-GAN: two lines in its train.py.
+
+    python examples/fastgan_patch.py CHECKOUT [--dry-run]
+    python examples/fastgan_patch.py CHECKOUT --run -- --path IMAGES --im_size 256 --iter 50000 --name mine
+
+CHECKOUT is FastGAN-pytorch as its author published it (1a848e5). The host measures nothing while it trains; rgplug
+measures the averaged generator against IMAGES at every 1,000th iteration (ten times --save_interval) and decides from
+that. `--ckpt .../all_N.pth` finds the sidecar beside it. eval.py reads models/N.pth as ever.
+"""
+
+import sys
+from pathlib import Path
+
+from rgplug.examples.stylegan2_ada_patch import main
+
+if __name__ == "__main__":
+    policy = Path(__file__).parent / "policies" / "fastgan.yaml"
+    sys.exit(main("fastgan", policy, ("models.py", "operation.py", "diffaug.py"), __doc__))

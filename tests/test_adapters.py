@@ -1,0 +1,123 @@
+"""What all adapters have in common: where they are called in the wrong place, and how they are undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host_runs import HostRun, folder, tree
+
+from rgplug.adapters import common, patching
+from rgplug.errors import RgplugError
+
+STYLEGAN2 = "this is not StyleGAN2-ADA as rgplug knows it (version d72cc7d)"
+BIGGAN = "this is not DiffAugment-BigGAN as rgplug knows it (version 0b63395)"
+FASTGAN = "this is not FastGAN as rgplug knows it (version 1a848e5)"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("host", "adapter", "without", "sentences"),
+    [
+        ("stylegan2-ada", "fastgan", "", (FASTGAN, "there is no module models")),
+        ("stylegan2-ada", "stylegan2_ada", "metrics.metric_main.calc_metric", (STYLEGAN2, "has no calc_metric")),
+        ("stylegan2-ada", "stylegan2_ada", "torch_utils.training_stats.report0", (STYLEGAN2, "has no report0")),
+        ("fastgan", "stylegan2_ada", "", (STYLEGAN2, "there is no module training.training_loop")),
+        ("fastgan", "diffaugment", "", (BIGGAN, "neither a module training.training_loop (StyleGAN2) nor BigGAN")),
+        ("fastgan", "fastgan", "operation.load_params", (FASTGAN, "operation has no load_params")),
+        ("biggan", "stylegan2_ada", "", (STYLEGAN2, "there is no module training.training_loop")),
+        ("biggan", "diffaugment", "utils.load_weights", (BIGGAN, "utils has no load_weights")),
+    ],
+)
+def test_the_wrong_repository(
+    host: str, adapter: str, without: str, sentences: tuple[str, ...], tmp_path: Path
+) -> None:
+    before = tree(folder(host))
+    run = HostRun(host, tmp_path)
+    needed = "from operation import get_dir, copy_G_params\n" if (host, adapter) == ("fastgan", "fastgan") else ""
+    (tmp_path / "train.py").write_text(f"{needed}from rgplug.adapters import {adapter}\n{adapter}.install()\n")
+    environment = {"RGPLUG_TEST_WITHOUT": without} if without else {}
+    done = run(tmp_path / "train.py", check=False, **environment)
+    assert done.returncode
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(sentence in last for sentence in ("RgplugError", "install()", *sentences)), done.stderr[-2000:]
+    assert tree(folder(host)) == before
+
+
+class Owner:
+    value = 1
+
+
+def test_patches_are_undone_in_reverse_order() -> None:
+    patches, namespace = common.Patches(), {"value": 1}
+    for factor in (2, 3):
+        patches.wrap(Owner, "value", lambda x, factor=factor: x * factor)
+        patches.wrap(namespace, "value", lambda x, factor=factor: x * factor)
+    assert (Owner.value, namespace["value"]) == (6, 6)
+    patches.undo()
+    assert (Owner.value, namespace["value"]) == (1, 1)
+
+
+def adapter() -> common.Adapter:
+    return common.Adapter(common.Host("A host", "abc"))
+
+
+def test_install_once_per_process(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, calls = adapter(), []
+
+    def hook(patches: common.Patches, policy: object) -> str:
+        calls.append(policy)
+        return "this and that"
+
+    ours.install("rg-gan", hook)
+    ours.install("rg-gan", hook)
+    assert len(calls) == 1
+    assert capsys.readouterr().out == "rgplug: A host abc: hooked this and that; policy rg-gan\n"
+    with pytest.raises(RgplugError, match=r"A host is installed already.*uninstall\(\) first"):
+        ours.install("dense", hook)
+    ours.uninstall()
+    ours.install("dense", hook)
+    assert len(calls) == 2
+
+
+def test_an_install_that_fails_leaves_nothing_behind() -> None:
+    def hook(patches: common.Patches, policy: object) -> str:
+        patches.wrap(Owner, "value", lambda x: x + 1)
+        raise common.Host("A host", "abc").unknown("there is no engine")
+
+    ours = adapter()
+    with pytest.raises(RgplugError, match=r"this is not A host as rgplug knows it \(version abc\): there is no engine"):
+        ours.install("rg-gan", hook)
+    assert Owner.value == 1
+    assert ours.patches is None
+
+
+def test_a_wrong_policy_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RgplugError, match=r"policy file .*missing\.yaml cannot be read"):
+        adapter().install(str(tmp_path / "missing.yaml"), lambda patches, policy: "")
+
+
+SCRIPT = '"""A script."""\nimport os\nfrom sys import (\n    path,\n)\n\nx = 1\nif x:\n    import re\n'
+
+
+def test_two_lines_after_the_last_import_at_top_level() -> None:
+    patched = patching.with_two_lines(SCRIPT, "fastgan", "policy.yaml", every=10, other=None)
+    lines = patched.splitlines()
+    assert lines[5:7] == [
+        "from rgplug.adapters import fastgan",
+        "fastgan.install(policy='policy.yaml', every=10)",
+    ]
+    assert [line for line in lines if line not in lines[5:7]] == SCRIPT.splitlines()
+    assert [x for x in patching.diff(SCRIPT, patched).splitlines() if x[:1] == "+"][1:] == [f"+{x}" for x in lines[5:7]]
+    with pytest.raises(RgplugError, match="imports rgplug already"):
+        patching.with_two_lines(patched, "fastgan")
+    with pytest.raises(RgplugError, match="imports nothing"):
+        patching.with_two_lines("x = 1\n", "fastgan")
+
+
+def test_patched_copy_lies_beside_the_script(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_bytes(b"\xef\xbb\xbf" + SCRIPT.encode())  # some hosts begin with a byte order mark
+    copy = patching.patched_copy(tmp_path / "train.py", "fastgan")
+    assert copy == tmp_path / "train_rgplug.py"
+    compile(copy.read_text(), str(copy), "exec")
+    assert (tmp_path / "train.py").read_bytes().endswith(SCRIPT.encode())
