@@ -19,6 +19,7 @@ from rgplug import state
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.history import Record
+from rgplug.metrics.isolation import preserved_rng
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.processes import rank
@@ -281,6 +282,14 @@ class Run:
         self._resumed_ema = {}
 
     # ---- evaluations ----
+
+    def count_flops(self, G: Callable[[], tuple[Any, ...]], D: Callable[[], tuple[Any, ...]]) -> None:
+        """Trace both networks with inputs of the host's; where that fails, say that FLOPs are not counted."""
+        try:
+            with torch.no_grad(), preserved_rng():
+                self.controller.accounting.trace(G=G(), D=D())
+        except (AttributeError, TypeError, RgplugError) as error:
+            say(f"training FLOPs are not counted: {error}")
 
     def evaluated(self, metric: float | None, name: str | None = None, **how: Any) -> Record:
         """The host has measured: decide, and add the decision to the sidecars that were written before it.

@@ -22,6 +22,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rgplug.adapters import stylegan2_ada
 from rgplug.adapters.common import Adapter, Host, Patches, Run, importable
 from rgplug.errors import RgplugError
@@ -173,6 +175,14 @@ class _Session:
         if self.run.rg is None:
             raise BIGGAN.unknown("no Generator and Discriminator were built before the run began")
         self.run.in_folder(folder)
+        G: Any = self.run.networks["G"]
+        on = {"device": next(G.parameters()).device}
+        label = torch.zeros(1, dtype=torch.long, **on)
+        size = int(G.resolution)
+        self.run.count_flops(
+            lambda: (torch.zeros(1, int(G.dim_z), **on), G.shared(label)),
+            lambda: (torch.zeros(1, 3, size, size, **on), label),
+        )
 
     def resume(self, checkpoint: Path) -> None:
         if self.run.resume(checkpoint):

@@ -157,11 +157,13 @@ class _Session:
     def __init__(self, policy: Policy, every: int | None):
         self.run = Run(policy)
         self.every = every
+        self.image_size = 256
         self.average: list[Tensor] | None = None
 
     def begin(self, args: Any) -> None:
         """The host's options are known; the networks are not built yet."""
         self.every = self.every or 10 * int(args.save_interval)
+        self.image_size = int(args.im_size)
         policy = self.run.policy
         if policy.batch_size is None:
             policy = dataclasses.replace(policy, batch_size=int(args.batch_size))
@@ -191,7 +193,13 @@ class _Session:
 
     def iterations(self, bar: Iterable[int]) -> Iterator[int]:
         """The host's iterations, with an evaluation after every `every`-th."""
-        self.run.controller.resume_phase()
+        run, size = self.run, self.image_size
+        G = run.networks["G"]
+        on = {"device": next(G.parameters()).device}
+        run.count_flops(
+            lambda: (torch.zeros(1, _latent_size(G), **on),), lambda: (torch.zeros(1, 3, size, size, **on), "fake")
+        )
+        run.controller.resume_phase()
         try:
             for i in bar:
                 yield i

@@ -169,13 +169,12 @@ class _Loop:
     def _count_flops(self) -> None:
         """Both networks take class labels besides their input."""
         G: Any = self.run.networks["G"]
-        try:
-            on = {"device": next(G.parameters()).device}
-            z, c = torch.zeros(1, int(G.z_dim), **on), torch.zeros(1, int(G.c_dim), **on)
-            images = torch.zeros(1, int(G.img_channels), int(G.img_resolution), int(G.img_resolution), **on)
-            self.run.controller.accounting.trace(G=(z, c), D=(images, c))
-        except (AttributeError, RgplugError) as error:
-            say(f"training FLOPs are not counted: {error}")
+        on = {"device": next(G.parameters()).device}
+        labels = torch.zeros(1, int(G.c_dim), **on)
+        self.run.count_flops(
+            lambda: (torch.zeros(1, int(G.z_dim), **on), labels),
+            lambda: (torch.zeros(1, int(G.img_channels), *2 * [int(G.img_resolution)], **on), labels),
+        )
 
     def _start(self, loss: Any) -> None:
         """Networks are loaded, wrapped and equal on all ranks."""

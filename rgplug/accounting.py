@@ -55,14 +55,14 @@ class Accounting:
                     G = sampler.arguments(1)
                     images = sampler(1)
         assert G is not None  # a sampler was made for it otherwise
-        self.macs["G"] = layer_macs(self._modules["G"], G)
+        macs = {"G": layer_macs(self._modules["G"], G)}
         if "D" in self._modules:
             if D is None and images is None:
                 raise RgplugError("give D's inputs too: rg.accounting.trace(G=..., D=...)")
             inputs = images if D is None else D
             assert inputs is not None
-            self.macs["D"] = layer_macs(self._modules["D"], inputs)
-        self.unknown = ""
+            macs["D"] = layer_macs(self._modules["D"], inputs)
+        self.macs, self.unknown = macs, ""
 
     def flops(self) -> float | None:
         """Training FLOPs so far; None where batch_size or a trace is missing (`unknown` says which).

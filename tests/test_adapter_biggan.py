@@ -101,7 +101,7 @@ def test_it_trains_sparse_with_the_hosts_fid(story: Story) -> None:
     assert records[-1]["real_images"] == 64
     for record in records[3:4]:
         assert record["density"] == {"G": pytest.approx(0.5, abs=0.005), "D": pytest.approx(0.6, abs=0.005)}
-    assert {tuple(r["written"].values()) for r in records} == {(0, 0)}
+    assert not any(r["written"] for r in records)  # the host never writes where weights are pruned
     layers = records[0]["layers"]["G"]
     assert "linear.weight" in layers
     assert not any("shared" in name or ".bn" in name for name in layers)

@@ -98,7 +98,7 @@ def test_it_trains_sparse_and_measures_itself(story: Story) -> None:
     assert records[-1]["steps"] == {"G": 9, "D": 9}  # iterations 0 to 8
     for record in records[4:7]:
         assert record["density"] == {"G": pytest.approx(0.5, abs=0.005), "D": pytest.approx(0.6, abs=0.005)}
-    assert {tuple(r["written"].values()) for r in records} == {(0, 0)}
+    assert not any(r["written"] for r in records)  # the host never writes where weights are pruned
     assert records[-1]["real_images"] == 36
     assert not any(name.startswith("to_") for name in records[0]["layers"]["G"])
 

@@ -122,7 +122,7 @@ def test_it_trains_sparse_and_says_what_it_does(story: Story) -> None:
     assert all(0 < d < 1 for name, d in records[4]["layers"]["G"].items() if "mapping" in name)
     assert records[-1]["real_images"] == 84
     assert records[-1]["flops"] > 0
-    assert {tuple(r["written"].values()) for r in records} == {(0, 0)}
+    assert not any(r["written"] for r in records)  # the host never writes where weights are pruned
 
 
 def test_the_hosts_own_metric_decides(story: Story) -> None:
