@@ -115,7 +115,7 @@ def shapes(where: Path, size: int, count: int = 32) -> Path:
 
 def cifar(where: Path) -> Path:
     """The folder that the host's data_root has to hold: CIFAR-10's batches, 10,000 rows each, of a few images."""
-    base = where / "cifar" / "cifar-10-batches-py"
+    base = where / "data" / "cifar" / "cifar-10-batches-py"
     if not base.is_dir():
         base.mkdir(parents=True)
         random = np.random.RandomState(0)
@@ -127,7 +127,7 @@ def cifar(where: Path) -> Path:
             (base / name).write_bytes(pickle.dumps(batch))
         names = {"label_names": [str(i) for i in range(10)], "num_cases_per_batch": 10000, "num_vis": 3072}
         (base / "batches.meta").write_bytes(pickle.dumps(names))
-    return base.parent
+    return base.parent.parent
 
 
 def _shape(random: np.random.RandomState, size: int) -> Image.Image:

@@ -33,7 +33,7 @@ OPTIONS = [
 ]  # fmt: skip
 DRAW = """
 import sys, numpy as np, torch, BigGAN
-common = dict(G_ch=8, resolution=32, n_classes=10, G_attn="0", G_init="N02", no_optim=True, skip_init=True)
+common = dict(G_shared=False, skip_init=True, G_ch=8, resolution=32, n_classes=10, G_attn="0", G_init="N02", no_optim=True)
 G = BigGAN.Generator(**common)
 G.load_state_dict(torch.load(sys.argv[1]), strict=True)
 G.eval()
@@ -60,9 +60,9 @@ class Story:
 
 def train(run: HostRun, script: Path, data: Path, *more: str, **environment: str) -> str:
     (run.where / "base").mkdir(exist_ok=True)
-    return run(
-        script, "--base_root=base", f"--data_root={data}", *OPTIONS, *more, **environment
-    ).stdout  # fmt: skip
+    if not (run.where / "base" / "data").exists():
+        (run.where / "base" / "data").symlink_to(data)  # the host looks nowhere else
+    return run(script, "--base_root=base", *OPTIONS, *more, **environment).stdout
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,7 @@ def test_snapshots_are_what_was_evaluated(story: Story) -> None:
 
 
 def test_the_hosts_eval_py_loads_the_snapshots(story: Story) -> None:
-    script = folder("biggan") / "eval.py"
-    done = story.run(
-        script, "--base_root=base", f"--data_root={story.run.where.parent / 'cifar'}", *OPTIONS, plain=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    network = story.weights / "G_ema_best0.pth"
+    story.run(
+        folder("biggan") / "eval.py", "--base_root=base", f"--network={network}", "--repeat=1", *OPTIONS, plain=True
+    )

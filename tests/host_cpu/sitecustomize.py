@@ -105,6 +105,9 @@ def cuda_is_the_cpu() -> None:
     ):  # fmt: skip
         setattr(torch, name, on_cpu(getattr(torch, name)))
     torch.nn.DataParallel = torch.nn.parallel.DataParallel = OneProcess
+    torch.nn.parallel.data_parallel = lambda module, inputs, *a, **k: module(
+        *(inputs if isinstance(inputs, tuple) else (inputs,)), **(k.get("module_kwargs") or {})
+    )
     load = torch.load
 
     @functools.wraps(load)
@@ -299,7 +302,9 @@ def biggan() -> None:
                 y /= y.sum(1, keepdims=True)
             return y
 
-    dnnlib.util.load_pkl = lambda path: Net(10, True) if "softmax" in path else Net(48, False)
+    load_pkl = dnnlib.util.load_pkl
+    networks = {"softmax": Net(10, True), "features": Net(48, False)}
+    dnnlib.util.load_pkl = lambda path: next((n for k, n in networks.items() if k in path), None) or load_pkl(path)
     torchvision.datasets.CIFAR10._check_integrity = lambda self: True
     torchvision.datasets.CIFAR10.download = lambda self: None
     import datasets
