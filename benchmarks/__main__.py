@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import elementwise, frechet, training_step
+from benchmarks import elementwise, frechet, hosts, training_step
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: begin (written by `make bench`) -->", "<!-- figures: end -->"
@@ -41,6 +41,11 @@ def figures(rounds: int) -> str:
     for name, values in steps.items():
         known = {**values, "aim": AIMS[name]}
         rows.append(" | ".join([f"| {name}", *(format(known[key], shape) for key, shape in columns.items())]) + " |")
+    own = [
+        f"| {name} | {v['ratio']:.3f} | {v['stock, ms']:.0f} | {v['managed']:,} |" for name, v in hosts.run().items()
+    ]
+    if not own:
+        own = ["| none: RGPLUG_HOSTS names no folder of checkouts | | | |"]
     distance = frechet.run()
     solve = [
         f"| {name.replace('_', ' ')} | {v['ratio']:.1f} | {v['relative_difference']:.0e} |"
@@ -56,6 +61,12 @@ def figures(rounds: int) -> str:
             "| case | rgplug / dense | aim | eager / dense | mask in the graph / dense | dense step, ms |",
             "|---|---|---|---|---|---|",
             *rows,
+            "",
+            "### An iteration of the hosts",
+            "",
+            "| host | attached / stock | stock, ms | managed weights |",
+            "|---|---|---|---|",
+            *own,
             "",
             "### Memory",
             "",

@@ -44,7 +44,7 @@ def _nest(data: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in data.items():
         head, dot, rest = str(key).partition(".")
-        nested = _merge(nested, {head: {rest: value}} if dot else {key: value})
+        nested = _merge(nested, {head: _nest({rest: value})} if dot else {key: value})
     return nested
 
 

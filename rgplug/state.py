@@ -61,7 +61,10 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask gives; safetensors makes its files private
         save_file(tensors, str(partial), metadata=metadata)
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise RgplugError(

@@ -97,3 +97,42 @@ def test_counts_survive_a_resume() -> None:
     assert again.accounting.flops() == flops
     assert again.accounting.real_images == 6
     again.detach()
+
+
+class Unscriptable(nn.Module):
+    """Traces fail half-way, and a second network that cannot be run at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z_dim = 4
+        self.layer = nn.Linear(4, 3 * 4 * 4)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_tracing():
+            raise RuntimeError("no trace")
+        return self.layer(z).view(-1, 3, 4, 4)
+
+
+class NeedsLabels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1)) * labels
+
+
+def test_a_trace_that_fails_leaves_no_hooks_and_no_halves() -> None:
+    G, D = Unscriptable(), NeedsLabels()
+    rg = rgplug.attach(G, D, {"method": "dense", "batch_size": 2})
+    for net in (G, D):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        optimizer.step()
+    assert rg.accounting.flops() is None
+    assert rg.accounting.flops() is None
+    assert "rg.accounting.trace" in rg.accounting.unknown
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*G.modules(), *D.modules()])
+    rg.accounting.trace(G=(torch.zeros(1, 4),), D=(torch.zeros(1, 3, 4, 4), torch.ones(1, 1)))
+    assert rg.accounting.macs["G"].source == "torch.utils.flop_counter"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*G.modules(), *D.modules()])
+    assert rg.accounting.flops() > 0

@@ -33,8 +33,8 @@ OPTIONS = [
 ]  # fmt: skip
 DRAW = """
 import sys, numpy as np, torch, BigGAN
-common = dict(G_shared=False, skip_init=True, G_ch=8, resolution=32, n_classes=10, G_attn="0", G_init="N02", no_optim=True)
-G = BigGAN.Generator(**common)
+common = dict(G_shared=False, skip_init=True, no_optim=True, resolution=32, n_classes=10)
+G = BigGAN.Generator(G_ch=8, G_attn="0", G_init="N02", **common)
 G.load_state_dict(torch.load(sys.argv[1]), strict=True)
 G.eval()
 z = torch.from_numpy(np.random.RandomState(3).randn(4, G.dim_z)).float()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from host_runs import HostRun, folder, tree
+from test_hosts import host
 
 from rgplug.adapters import common, patching
 from rgplug.errors import RgplugError
@@ -121,3 +124,58 @@ def test_patched_copy_lies_beside_the_script(tmp_path: Path) -> None:
     assert copy == tmp_path / "train_rgplug.py"
     compile(copy.read_text(), str(copy), "exec")
     assert (tmp_path / "train.py").read_bytes().endswith(SCRIPT.encode())
+
+
+def names_of(*owners: object) -> dict[str, object]:
+    """Everything that the owners hold, by name."""
+    found = {}
+    for owner in owners:
+        held = owner if isinstance(owner, dict) else vars(owner)
+        found.update({f"{id(owner)}.{k}": v for k, v in held.items() if not k.startswith("__") or k == "__init__"})
+    return found
+
+
+@pytest.mark.host
+def test_uninstall_undoes_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    from rgplug.adapters import diffaugment, fastgan, stylegan2_ada
+
+    for name, adapter in (("stylegan2-ada", stylegan2_ada), ("diffaugment-stylegan2", diffaugment)):
+        with host(name):
+            modules = [
+                importlib.import_module(m)
+                for m in ("training.training_loop", "dnnlib.util", "torch_utils.training_stats", "metrics.metric_main")
+            ]
+            before = names_of(*modules)
+            adapter.install("dense")
+            after = names_of(*modules)
+            assert sum(after[k] is not v for k, v in before.items()) == 6
+            adapter.uninstall()
+            assert all(names_of(*modules)[k] is v for k, v in before.items())
+    with host("fastgan"):
+        script: dict[str, object] = {}
+        exec("from operation import get_dir, copy_G_params, load_params\nfrom tqdm import tqdm", script)
+        models = importlib.import_module("models")
+        owners = (script, importlib.import_module("operation"), torch, models.Generator, models.Discriminator)
+        before = names_of(*owners)
+        exec("from rgplug.adapters import fastgan\nfastgan.install('dense')", script)
+        assert sum(names_of(*owners)[k] is not v for k, v in before.items()) == 11
+        fastgan.uninstall()
+        assert all(names_of(*owners)[k] is v for k, v in before.items())
+    assert capsys.readouterr().out.count("rgplug: ") == 3
+
+
+@pytest.mark.host
+def test_fastgan_from_another_module() -> None:
+    from rgplug.adapters import fastgan
+
+    with host("fastgan"), pytest.raises(RgplugError, match=r"train\.py does not import get_dir from operation"):
+        fastgan.install("dense")
+
+
+def test_an_interval_that_is_none() -> None:
+    from rgplug.adapters import diffaugment, fastgan
+
+    with pytest.raises(RgplugError, match=r"install\(every=0\) has to be a number of iterations, 1 or more"):
+        fastgan.install(every=0)
+    with pytest.raises(RgplugError, match=r"DiffAugment-BigGAN measures FID and IS_mean"):
+        diffaugment.install(metric="fid50k_full")

@@ -36,13 +36,13 @@ class Generator(nn.Module):
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for when in ("before DDP", "after DDP"):
+    for when in ("before DDP", "after DDP", "unequal"):
         train(rank, f"{folder}/{when}", when)
     dist.destroy_process_group()
 
 
 def train(rank: int, folder: str, when: str) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(rank if when == "unequal" else 0)
     G = Generator()
     D = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 8, 3, 2)), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8, 1))
     policy = {
@@ -51,12 +51,14 @@ def train(rank: int, folder: str, when: str) -> None:
         "target": {"D": 0.5, "by": 10},
         "run_dir": folder,
     }
-    rg = rgplug.attach(G, D, policy) if when == "before DDP" else None
+    rg = rgplug.attach(G, D, policy) if when != "after DDP" else None
     # one wrapper around each sub-module, as StyleGAN2-ADA does
     G.mapping = DistributedDataParallel(G.mapping)
     G.synthesis = DistributedDataParallel(G.synthesis)
     parallel_d = DistributedDataParallel(D, broadcast_buffers=False)
     rg = rg or rgplug.attach(G, parallel_d, policy)
+    if when == "unequal":  # each rank made weights of its own; DDP has made them equal since
+        rg.synchronize()
     opt_g, opt_d = adam(G), adam(D)
     torch.manual_seed(rank + 1)  # every rank has images and latents of its own
     phases = []
@@ -79,7 +81,7 @@ def train(rank: int, folder: str, when: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both orders, trained in one pair of processes: starting them takes most of the time."""
+    """All orders, trained in one pair of processes: starting them takes most of the time."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -88,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("when", ["before DDP", "after DDP"])
+@pytest.mark.parametrize("when", ["before DDP", "after DDP", "unequal"])
 def test_two_ranks_stay_bit_for_bit_the_same(folder: Path, when: str) -> None:
     seen: list[Any] = [torch.load(folder / f"{when} rank{r}.pt", weights_only=False) for r in range(2)]
     (first, phases, names, numbers, density), (second, *others) = seen

@@ -631,3 +631,44 @@ def test_thresholds_keep_their_moments_when_the_network_moves() -> None:
     opt.step()
     assert rg.weights("G")[0].threshold.dtype == torch.float64
     assert rg.weights("G")[0].threshold.item() == pytest.approx(2 * ADAM["lr"], rel=1e-3)
+
+
+@pytest.mark.parametrize("units", ["layer_std", "spectral"])
+def test_units_are_those_of_the_weights_that_train(units: str) -> None:
+    """A host loads its weights after attach: the first step measures them, not what was there before."""
+    first, second = nn.Linear(6, 4), nn.Linear(6, 4)
+    with torch.no_grad():
+        first.weight.mul_(100)
+    late = rgplug.attach(first, None, {"threshold.units": units})
+    first.load_state_dict(second.state_dict())
+    early = rgplug.attach(second, None, {"threshold.units": units})
+    for net in (first, second):
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.ones(3, 6)).square().sum().backward()
+            optimizer.step()
+    (a,), (b,) = late.weights("G"), early.weights("G")
+    assert torch.equal(a.threshold, b.threshold)
+    assert torch.equal(a.scale, b.scale)
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_a_target_that_is_met_stays_met_until_the_next_step() -> None:
+    net = nn.Linear(40, 30)
+    rg = rgplug.attach(net, None, {"target": {"G": 0.5, "by": 1}})
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net(torch.ones(2, 40)).sum().backward()
+    optimizer.step()
+    (network,) = rg.networks.values()
+    network.meet_target()
+    mask, threshold = network.weights[0].mask.clone(), network.weights[0].threshold.clone()
+    drawn = net.weight.detach().clone()
+    rg.end_epoch(1.0)
+    assert torch.equal(network.weights[0].mask, mask)
+    assert torch.equal(network.weights[0].threshold, threshold)
+    assert torch.equal(net.weight, drawn)
+    optimizer.step()
+    network.go_dense()
+    network.go_sparse()
+    assert rg.density("G") == pytest.approx(0.5, abs=0.005)

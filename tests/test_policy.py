@@ -156,3 +156,9 @@ def test_a_base_that_is_its_own_base(tmp_path: Path) -> None:
 def test_a_policy_object_is_checked_as_a_file_is(policy: Policy) -> None:
     with pytest.raises(RgplugError, match=r"policy\."):
         rgplug.attach(linear([[1.0]]), policy=policy)
+
+
+def test_dotted_keys_of_any_depth() -> None:
+    policy = Policy.load({"base": "rg-gan", "regeneration.augmented.dwell": 3, "threshold.guard": 0.1})
+    assert policy.regeneration.augmented is not None
+    assert (policy.regeneration.augmented.dwell, policy.threshold.guard) == (3, 0.1)

@@ -219,3 +219,34 @@ def test_the_state_is_a_copy(pair: tuple[Host, rgplug.Controller]) -> None:
     rg.load_state_dict(saved)
     host.run(2)
     assert same(saved, before)
+
+
+def test_a_state_from_before_a_decision_goes_on_from_the_decision() -> None:
+    """What adapters save: masks and dormant values that belong to the weights in a checkpoint, and the phase after."""
+    net = nn.Linear(6, 4)
+    policy = {"threshold.init": 0.2, "regeneration": {"augmented": {"window": 1, "weights": [1.0]}}}
+    rg = rgplug.attach(net, None, {**policy, "regeneration.augmented.include_current": False})
+    theta, before, weights = rg.weights("G")[0].theta, rg.state_dict(), net.weight.detach().clone()
+    assert (weights == 0).any()
+    rg.end_epoch(1.0)
+    assert rg.end_epoch(9.0).phase == "dense"
+    held = {**rg.state_dict(), "networks": before["networks"]}
+    rg.detach()
+
+    other = nn.Linear(6, 4)
+    resumed = rgplug.attach(other, None, {**policy, "regeneration.augmented.include_current": False})
+    resumed.load_state_dict(held)
+    with torch.no_grad():
+        other.weight.copy_(weights)  # the host loads its checkpoint
+    assert resumed.phase == "dense"
+    resumed.resume_phase()
+    assert torch.equal(other.weight, theta)
+    assert resumed.density("G") == 1
+    resumed.resume_phase()
+    assert torch.equal(other.weight, theta)
+
+
+def test_files_are_as_private_as_others_of_the_user(tmp_path: Path, pair: tuple[Host, rgplug.Controller]) -> None:
+    pair[1].save(tmp_path / "state.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "state.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
