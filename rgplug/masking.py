@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,15 @@ class FilterLayout:
         if self.groups == 1:
             return per_filter.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
         return per_filter.view([self.groups, 1, self.shape[1]] + [1] * (len(self.shape) - 2))
+
+    def filter_of(self, index: Tensor) -> Tensor:
+        """Output filter of the entries at `index` (int64) of the flattened weight."""
+        if self.groups == 1:
+            inner = math.prod(self.shape[self.dim + 1 :])
+            return index.div(inner, rounding_mode="floor").remainder_(self.shape[self.dim])
+        row = index.div(math.prod(self.shape[2:]), rounding_mode="floor")
+        group = row.div(self.shape[0] // self.groups * self.shape[1], rounding_mode="floor")
+        return group.mul_(self.shape[1]).add_(row.remainder_(self.shape[1]))
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
@@ -139,6 +149,16 @@ class MaskedWeight:
         loops = self.loops
         if loops is None or torch.compiler.is_compiling():  # a compiled optimizer.step fuses the tensor operations
             return None
+        if (  # as nearly always; the long way round for the rest
+            type(self.param) is nn.Parameter
+            and self.param.is_cpu
+            and self.layout.dim < 2
+            and self.param.is_contiguous()
+            and self.dormant.is_contiguous()
+            and self.mask.is_contiguous()
+            and (grad is None or (type(grad) is Tensor and grad.dtype is loops.dtype and grad.is_contiguous()))
+        ):
+            return loops
         tensors = (self.data, self.mask, self.dormant, *(() if grad is None else (grad,)))
         return loops if loops.covers(self.layout, *tensors) else None
 

@@ -14,7 +14,7 @@ from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Step
 from rgplug.policy import Policy, TargetPolicy
-from rgplug.schedule import scheduled_density
+from rgplug.schedule import scheduled_density, steering_interval
 
 _COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -118,7 +118,7 @@ class Network:
                 w.restore(scratch)
             self.method.update(weights, step)
             keep = self.scheduled()
-            if keep is None:
+            if keep is None or self.iteration % steering_interval(self.target):
                 self._refresh(weights)
             else:  # a common level for all weights, those that another optimizer steps included
                 self._shift(keep, SAMPLES_PER_STEP)

@@ -19,3 +19,9 @@ def scheduled_density(target: TargetPolicy, network: str, iteration: int) -> flo
         return 1.0
     way = (iteration - target.start) / (target.by - target.start)
     return 1 - (1 - final) * (1 - (1 - way) ** 3 if target.shape == "cubic" else way)
+
+
+def steering_interval(target: TargetPolicy | None) -> int:
+    """Iterations from one correction towards the target to the next: 1 for short schedules, up to 4 where it takes
+    thousands of iterations. Evaluations correct too, from more entries."""
+    return 1 if target is None else min(max((target.by - target.start) // 1000, 1), 4)

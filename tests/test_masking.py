@@ -154,3 +154,20 @@ def test_a_step_in_every_precision(dtype: torch.dtype) -> None:
     assert w.theta.tolist() == [[0.5, 0.25], [1.0, 0.5]]
     assert w.theta.dtype == layer.weight.dtype == dtype
     assert w.threshold.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        FilterLayout((5, 3)),
+        FilterLayout((5, 3, 2, 2)),
+        FilterLayout((4, 3, 2), dim=1),
+        FilterLayout((1, 6, 2, 3, 3), dim=1),
+        FilterLayout((3, 4, 5), dim=2),
+        FilterLayout((6, 4, 3), dim=1, groups=3),
+    ],
+)
+def test_filter_of_an_entry(layout: FilterLayout) -> None:
+    filters = layout.expand(torch.arange(layout.filters)).expand(layout.view(torch.zeros(layout.shape)).shape)
+    index = torch.arange(filters.numel())
+    assert torch.equal(layout.filter_of(index), filters.reshape(-1))

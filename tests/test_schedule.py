@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rgplug.policy import TargetPolicy
-from rgplug.schedule import scheduled_density
+from rgplug.schedule import scheduled_density, steering_interval
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,11 @@ def test_a_schedule_of_no_length() -> None:
     for shape in ("linear", "cubic", "constant"):
         target = TargetPolicy(G=0.2, start=5, by=5, shape=shape)  # type: ignore[arg-type]
         assert [scheduled_density(target, "G", i) for i in (0, 4, 5, 6)] == [1, 1, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("start", "by", "expected"), [(0, 10, 1), (0, 1999, 1), (0, 2000, 2), (500, 3500, 3), (0, 20000, 4)]
+)
+def test_steering_interval(start: int, by: int, expected: int) -> None:
+    assert steering_interval(TargetPolicy(G=0.5, start=start, by=by)) == expected
+    assert steering_interval(None) == 1

@@ -126,13 +126,9 @@ class LearnedThresholds:
         stride = -(-sum(w.numel for w in weights) // (samples if self.recurrent else 16 * samples))
         parts, caps = [], []
         for w in weights:
-            margin = threshold.margin(w.layout.view(w.dormant), w.layout.expand(self._threshold(w)), w.scale).reshape(
-                -1
-            )
-            if not self.recurrent:
-                margin.masked_fill_(~w.mask.reshape(-1), -torch.inf)  # what is pruned stays pruned
-            parts.append(margin[iteration % min(stride, w.numel) :: stride].to(weights[0].param.device))
-            caps.append(self._cap(w, margin[iteration % max(1, w.numel // 4096) :: max(1, w.numel // 4096)]))
+            parts.append(self._margins(w, iteration % min(stride, w.numel), stride).to(weights[0].param.device))
+            own = max(1, w.numel // 4096)
+            caps.append(self._cap(w, self._margins(w, iteration % own, own)))
         rank = max(round((1 - keep) * sum(p.numel() for p in parts)), 1)
         device = weights[0].param.device
         slack = 1e-6 * torch.stack([self._threshold(w).abs().amax().to(device) for w in weights]).amax()
@@ -146,6 +142,14 @@ class LearnedThresholds:
         for w, cap in zip(weights, caps):
             shift = torch.minimum(amount.to(cap.device), cap)
             self._threshold(w).add_(torch.nan_to_num_(shift, nan=0.0, posinf=0.0, neginf=0.0))
+
+    def _margins(self, w: MaskedWeight, start: int, step: int) -> Tensor:
+        """|theta| / scale - t of every step-th entry from `start` on; -inf for those that may not come back."""
+        index = torch.arange(start, w.numel, step, device=w.dormant.device)
+        margin = threshold.margin(
+            w.dormant.reshape(-1)[start::step], self._threshold(w)[w.layout.filter_of(index)], w.scale
+        )
+        return margin if self.recurrent else margin.masked_fill_(~w.mask.reshape(-1)[start::step], -torch.inf)
 
     def _keep_all(self, weights: list[MaskedWeight]) -> None:
         """Lower all thresholds by a common amount, if need be, until every weight lies above."""
