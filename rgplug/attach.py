@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from rgplug.masking import MaskedWeight
 from rgplug.methods import Method
 from rgplug.methods.dense import Dense
 from rgplug.methods.learned_thresholds import LearnedThresholds
+from rgplug.methods.prune_grow import PruneGrow
+from rgplug.methods.sparse import Sparse
 from rgplug.network import Network
 from rgplug.policy import NetworkPolicy, Policy
 
@@ -71,7 +73,13 @@ def _network(label: str, module: nn.Module, candidates: list[select.Candidate], 
 
 
 def _method(policy: Policy, label: str) -> Method:
-    return Dense() if policy.method == "dense" else LearnedThresholds(policy, label)
+    made: dict[str, Callable[[], Method]] = {
+        "dense": Dense,
+        "sparse": lambda: Sparse(policy, label),
+        "re-gan": lambda: PruneGrow(policy.cycle) if label in policy.cycle.networks else Dense(),
+        "rg-gan": lambda: LearnedThresholds(policy, label),
+    }
+    return made[policy.method]()
 
 
 def _check_modules(modules: Mapping[str, nn.Module]) -> None:

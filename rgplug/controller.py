@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rgplug import history, layers, select, state
 from rgplug.accounting import Accounting
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Evaluation, mask_copy
+from rgplug.evaluation import Evaluation, mask_copy, update_average
 from rgplug.hooks import StepHooks
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
@@ -190,6 +190,18 @@ class Controller:
         """
         if self.regeneration is not None:
             self._enter(self.phase)
+
+    def ema(self, average: nn.Module, beta: float, network: str = "G") -> nn.Module:
+        """One update of a host's moving average that knows masks (SEMA, STU-GAN Eq. 5). Returns the average.
+
+        Instead of the host's own update, after each step of the network: managed weights are 0 where they are inactive
+        and begin anew with their first active value; everything else, buffers too, is averaged with `beta` as ever.
+        average: a copy of the network. Raises RgplugError for another network.
+        """
+        if not 0 <= beta < 1:
+            raise RgplugError(f"ema got beta {beta}; it has to lie between 0 and 1 (exclusive)")
+        update_average(average, self.modules[network], self._network(network), beta)
+        return average
 
     # ---- looking at it ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
+from rgplug.methods.averages import average_, sparse_average_
 from rgplug.metrics import Evaluator, MetricValue, evaluate_generator
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.policy import MetricPolicy
@@ -57,6 +58,31 @@ def mask_copy(network: nn.Module, net: Network) -> None:
                 f"to get its mask; give a copy of {net.label}"
             )
         copied.detach().masked_fill_(~w.mask.to(copied.device), 0)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, net: Network, beta: float) -> None:
+    """One step of a moving average of `network`, sparse where it is managed. RgplugError for another network."""
+    masks = {w.name: w.mask for w in net.weights} if net.sparse else {}
+    copies, live = _named_tensors(average), _named_tensors(network)
+    wrong = next((n for n, x in live.items() if n not in copies or copies[n].shape != x.shape), None)
+    if wrong is not None:
+        raise RgplugError(f"the average has no {wrong} of shape {list(live[wrong].shape)}; give a copy of {net.label}")
+    for name, value in live.items():
+        if name in masks:
+            sparse_average_(copies[name], value, masks[name].to(copies[name].device), beta)
+        else:
+            average_(copies[name], value, beta)
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under the names that managed weights have (wrappers left out)."""
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor.detach()
+        for prefix, module in walk(network)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 @contextmanager

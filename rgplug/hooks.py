@@ -38,6 +38,7 @@ class StepHooks:
         self._owned: weakref.WeakKeyDictionary[Any, _Owned] = weakref.WeakKeyDictionary()
         self._running: FrameType | None = None  # the frame of the step that is under way
         self._handles: list[Any] = []
+        self._scaled: list[tuple[dict[str, Any], Any]] = []  # param group, its learning rate, while a method scales it
         if optimizers is None:
             self._handles = [
                 register_optimizer_step_pre_hook(self._before),
@@ -106,13 +107,20 @@ class StepHooks:
         return (args[0], prepared_closure, *args[2:]), kwargs
 
     def _prepare(self, optimizer: Any, owned: list[_Row]) -> None:
-        for net, weights, _ in _by_network(owned):
+        self._restore_lr()  # of a step that was broken off
+        for net, weights, groups in _by_network(owned):
+            factor = net.method.lr_factor(max(w.steps for w in weights) + 1)
+            if factor != 1:
+                for group in {id(g): g for g in groups.values()}.values():
+                    self._scaled.append((group, group["lr"]))
+                    group["lr"] = group["lr"] * factor
             net.before_step(weights, getattr(optimizer, "grad_scale", None))
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._running is not sys._getframe(1):
             return
         self._running = None
+        self._restore_lr()
         owned = self.owned(optimizer)
         for net, weights, groups in _by_network(owned):
             scale = None if net.hook_regularizer else _loss_scale(optimizer)
@@ -123,6 +131,12 @@ class StepHooks:
                 regularizer=net.take_regularizer(weights, scale),
             )
             net.after_step(weights, step)
+
+    def _restore_lr(self) -> None:
+        """The host's own learning rates: a method's factor holds for one step, whatever schedulers do meanwhile."""
+        while self._scaled:
+            group, lr = self._scaled.pop()
+            group["lr"] = lr
 
 
 def _same(seen: list[tuple[dict[str, Any], int]], groups: list[tuple[dict[str, Any], int]]) -> bool:

@@ -29,8 +29,8 @@ class Network:
         self.module = module
         self.weights = weights
         self.method = method
-        self.recurrent = policy.regeneration.recurs(label)
-        self.guard = policy.threshold.guard
+        self.recurrent = method.recurrent
+        self.guard = method.guard
         self.reset_moments = policy.optimizer_state == "reset"
         self.hook_regularizer = policy.regularization == "hook"
         self.target: TargetPolicy | None = policy.target if getattr(policy.target, label, None) is not None else None
@@ -55,6 +55,9 @@ class Network:
             with torch.no_grad():
                 for w in weights:
                     method.attach(w)
+                method.begin(weights)
+                counts = [torch.count_nonzero(w.mask) for w in weights]
+                self.kept = torch.stack(counts).to(self.kept) if counts else self.kept
 
     # ---- around a step -------------------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ class Network:
 
     def _before(self, w: MaskedWeight, grad: Tensor | None, scratch: kernels.Scratch) -> Tensor:
         """One weight's share of `before_step`; returns the zeros in the weight."""
-        rule = self.method.rule(w)
+        rule = self.method.gradient_rule(w, None if self.auxiliary else w.steps + 1)
         loops = None if rule is None else w.fused(grad)
         if loops is not None and rule is not None:
             w.merged = False
@@ -111,7 +114,7 @@ class Network:
                 w.optimizer = weakref.ref(step.optimizer)
         self._met = False
         self.iteration = max(w.steps for w in self.weights)
-        step.iteration = self.iteration
+        step.iteration, step.auxiliary = self.iteration, self.auxiliary
         if self.sparse:
             scratch = kernels.Scratch()
             for w in weights:
@@ -173,11 +176,11 @@ class Network:
     def _draw(self, w: MaskedWeight, scratch: kernels.Scratch) -> tuple[Tensor, Tensor]:
         """A new mask for one weight, whose `dormant` holds theta; returns the entries pruned and the newly pruned."""
         limit = (1 - self.guard) * w.numel  # a layer that would lose as many keeps all
-        rule = self.method.rule(w)
+        rule = self.method.rule(w, None if self.auxiliary else w.steps)
         loops = None if rule is None or w.norm_dims is not None else w.fused()
         if loops is not None and rule is not None:
             count, newly, keep = loops.refresh(
-                w.layout, w.data, w.dormant, w.mask, rule, recurrent=self.recurrent, limit=limit
+                w.layout, w.data, w.dormant, w.mask, rule, recurrent=self.recurrent and not rule.fixed, limit=limit
             )
             w.merged = False
             self.method.on_guard(w, keep)

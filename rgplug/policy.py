@@ -64,6 +64,39 @@ class RegenerationPolicy:
 
 
 @dataclass(frozen=True)
+class MaskPolicy:
+    """Masks that a network begins with (method: sparse)."""
+
+    density: float | Mapping[str, float] = 0.1  # of the managed weights; or {G: ..., D: ...}
+    distribution: Literal["erk", "er", "uniform"] = "erk"  # how it is shared out to the layers
+    sampling: Literal["exact", "bernoulli"] = "exact"  # counts, or each weight by itself as STU-GAN's code draws them
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExplorationPolicy:
+    """Dynamic sparse training: exchange the smallest weights of a layer for others (SET, RigL, STU-GAN)."""
+
+    networks: tuple[str, ...] = ("G",)  # whose masks explore; the others' stay
+    every: int = 1000  # steps of the network from one exchange to the next
+    fraction: float = 0.5  # of a layer's active weights, at the beginning
+    final: float = 0.005  # and at the end, on a cosine
+    end: int = 50000  # steps after which masks stay
+    grow: Literal["gradient", "random", "momentum"] = "gradient"
+
+
+@dataclass(frozen=True)
+class CyclePolicy:
+    """Re-GAN: dense while warming up, then sparse and dense phases in turns. Counted in steps of the network."""
+
+    networks: tuple[str, ...] = ("G",)
+    sparsity: float = 0.3  # share of each layer that a sparse phase prunes
+    warm_up: int = 30000
+    period: int = 15000  # of each phase
+    lr: float = 0.1  # factor of the learning rate in dense phases after the warm-up
+
+
+@dataclass(frozen=True)
 class TargetPolicy:
     """A density asked for, per network, reached on a schedule counted in the network's own iterations."""
 
@@ -92,11 +125,14 @@ class MetricPolicy:
 class Policy:
     """A whole run. `Policy.load(anything)` takes a path to YAML, a dict, a Policy or a preset's name."""
 
-    method: Literal["rg-gan", "dense"] = "rg-gan"
+    method: Literal["rg-gan", "re-gan", "sparse", "dense"] = "rg-gan"
     sparsity_weight: float | Mapping[str, float] = 5.0e-12  # lambda of the regularizer (RG-GAN, Eq. 3)
     regularization: Literal["hook", "loss"] = "hook"
     networks: Mapping[str, NetworkPolicy | None] = field(default_factory=dict)  # null: left dense on purpose
     threshold: ThresholdPolicy = field(default_factory=ThresholdPolicy)
+    masks: MaskPolicy = field(default_factory=MaskPolicy)
+    exploration: ExplorationPolicy | None = None
+    cycle: CyclePolicy = field(default_factory=CyclePolicy)
     optimizer_state: Literal["keep", "reset"] = "keep"
     regeneration: RegenerationPolicy = field(default_factory=RegenerationPolicy)
     target: TargetPolicy | None = None
@@ -132,6 +168,9 @@ class Policy:
             "threshold.units": self.threshold.units,
             "batch_size": self.batch_size,
             "regeneration.recurrent": recurrent,
+            "masks.density": self.masks.density,
+            "cycle.networks": self.cycle.networks,
+            "exploration.networks": self.exploration.networks if self.exploration is not None else (),
             "regeneration.augmented.networks": augmented.networks if augmented is not None else (),
         }
         for key, value in named.items():
@@ -149,6 +188,16 @@ class Policy:
                     f"policy.regeneration.augmented.weights sum to {sum(augmented.weights):g}; "
                     "they have to be positive and sum to 1"
                 )
+        if self.method in ("sparse", "re-gan") and augmented is not None:
+            raise RgplugError(
+                f"policy.regeneration.augmented has no meaning with method: {self.method}, whose pruned weights are "
+                f"gone; set it to false, or begin with base: {self.method}"
+            )
+        if self.method in ("sparse", "re-gan") and self.target is not None:
+            own = "masks: {density: ...}" if self.method == "sparse" else "cycle: {sparsity: ...}"
+            raise RgplugError(f"policy.target steers thresholds; with method: {self.method} give {own}")
+        if self.exploration is not None and self.method != "sparse":
+            raise RgplugError(f"policy.exploration needs method: sparse, and the method is {self.method}")
         if self.target is not None and self.target.G is None and self.target.D is None:
             raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
         if self.metric is not None and not self.metric.real:
@@ -172,6 +221,21 @@ class Policy:
                 ("policy.regeneration.augmented.window", a.window, 1, 1000),
                 ("policy.regeneration.augmented.hysteresis", a.hysteresis, 0.0, 1e6),
                 ("policy.regeneration.augmented.dwell", a.dwell, 1, 1e9),
+            ]
+        rows += [(f"policy.masks.density.{k}", v, 1e-9, 1.0) for k, v in self._per_network(self.masks.density).items()]
+        rows += [
+            ("policy.cycle.sparsity", self.cycle.sparsity, 0.0, 0.999),
+            ("policy.cycle.warm_up", self.cycle.warm_up, 0, inf),
+            ("policy.cycle.period", self.cycle.period, 1, inf),
+            ("policy.cycle.lr", self.cycle.lr, 0.0, inf),
+        ]
+        if self.exploration is not None:
+            e = self.exploration
+            rows += [
+                ("policy.exploration.every", e.every, 1, inf),
+                ("policy.exploration.end", e.end, 1, inf),
+                ("policy.exploration.fraction", e.fraction, 0.0, 1.0),
+                ("policy.exploration.final", e.final, 0.0, 1.0),
             ]
         if self.target is not None:
             rows += [(f"policy.target.{n}", getattr(self.target, n), 1e-6, 1.0) for n in ("G", "D")]
@@ -212,4 +276,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "threshold": {"task_gradient": False, "units": {"G": "absolute", "D": "spectral"}},
     },
     "dense": {"method": "dense", "regeneration": {"recurrent": True, "augmented": False}},
+    "sparse": {"method": "sparse", "regeneration": {"recurrent": True, "augmented": False}},
+    "re-gan": {"method": "re-gan", "regeneration": {"recurrent": True, "augmented": False}},
+    "stu-gan": {
+        "method": "sparse",
+        "masks": {"density": {"G": 0.1, "D": 0.3}},
+        "exploration": {"networks": ["G"], "every": 1000, "fraction": 0.5, "grow": "gradient"},
+        "regeneration": {"recurrent": True, "augmented": False},
+    },
+    "set": {
+        "method": "sparse",
+        "exploration": {"networks": ["G", "D"], "fraction": 0.3, "final": 0.3, "grow": "random"},
+        "optimizer_state": "reset",
+        "regeneration": {"recurrent": True, "augmented": False},
+    },
+    "rigl": {
+        "method": "sparse",
+        "exploration": {"networks": ["G", "D"], "every": 100, "fraction": 0.3, "final": 0.0, "grow": "gradient"},
+        "optimizer_state": "reset",
+        "regeneration": {"recurrent": True, "augmented": False},
+    },
 }

@@ -22,29 +22,36 @@ class Step:
     found_inf: Tensor | None = None  # fused optimizers under GradScaler: 1 where the kernel skips the step
     regularizer: float | Tensor | None = None  # how often the regularizer is added at this step; None: not at all
     iteration: int = 0  # iterations of this network so far
+    auxiliary: bool = False  # a lazy regularization phase's step, no iteration of its own
 
 
 @dataclass(frozen=True)
 class Rule:
     """A method's formulas for one weight where they are those of thresholds; `fused` knows them.
 
-    Pruned iff |theta| / scale <= threshold (of its filter). task_gradient: the thresholds' gradient is wanted;
-    full_weight_gradient: A is multiplied with the surrogate's factor.
+    Pruned iff |theta| / scale <= threshold (of its filter); with `fixed`, also what was pruned before. task_gradient:
+    the thresholds' gradient is wanted; full_weight_gradient: A is multiplied with the surrogate's factor.
     """
 
     threshold: Tensor  # [filters]
     scale: Tensor | None = None  # 0-dim
     task_gradient: bool = False
     full_weight_gradient: bool = False
+    fixed: bool = False
 
 
 class Method(Protocol):
     """What the engine asks of a rule. Weight-shaped results are 1.0 / 0.0 in the weight's dtype."""
 
     prunes: bool  # False: nothing is ever masked
+    recurrent: bool  # False: what is pruned stays pruned
+    guard: float  # a layer that would keep at most this share keeps all
 
     def attach(self, weight: MaskedWeight) -> None:
         """Give a weight what the method keeps per weight (thresholds)."""
+
+    def begin(self, weights: list[MaskedWeight]) -> None:
+        """Once, when all weights of the network are there: masks to begin with, where the method has any."""
 
     def start(self, weight: MaskedWeight) -> None:
         """Before the weight's first step: units and the like anew, since hosts load and broadcast after attach."""
@@ -52,14 +59,23 @@ class Method(Protocol):
     def follow(self, weight: MaskedWeight) -> None:
         """The host has moved the weight to another device or dtype: bring along what `attach` made."""
 
-    def rule(self, weight: MaskedWeight) -> Rule | None:
-        """What `on_gradient` and `pruned` do, if a Rule says it all; None: they have to be called."""
+    def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        """What `on_gradient` does, if a Rule says it all; None: it has to be called.
+
+        step: the weight's iteration that is coming; None for an auxiliary step.
+        """
+
+    def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        """What `pruned` does, if a Rule says it all; None: it has to be called. step: the iteration just made."""
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
         """After the host's step, before masks are drawn: every weight's `dormant` holds theta."""
+
+    def lr_factor(self, step: int) -> float:
+        """What the host's learning rate is multiplied with for iteration `step` of the network."""
 
     def measure(self, weight: MaskedWeight) -> None:
         """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""

@@ -14,19 +14,29 @@ from rgplug.methods import Rule, Step
 
 class Dense:
     prunes = False
+    recurrent = True
+    guard = 0.0
 
     def attach(self, weight: MaskedWeight) -> None: ...
+
+    def begin(self, weights: list[MaskedWeight]) -> None: ...
 
     def start(self, weight: MaskedWeight) -> None: ...
 
     def follow(self, weight: MaskedWeight) -> None: ...
 
-    def rule(self, weight: MaskedWeight) -> Rule | None:
+    def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        return None
+
+    def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         return None
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None: ...
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None: ...
+
+    def lr_factor(self, step: int) -> float:
+        return 1.0
 
     def measure(self, weight: MaskedWeight) -> None: ...
 

@@ -25,6 +25,7 @@ class LearnedThresholds:
         self.units: str = policy.of(policy.threshold.units, network) or "absolute"
         self.sparsity_weight: float = policy.of(policy.sparsity_weight, network) or 0.0
         self.recurrent = policy.regeneration.recurs(network)
+        self.guard = policy.threshold.guard
         self.optimizer = ThresholdOptimizer(policy.threshold.optimizer, network)
 
     def attach(self, weight: MaskedWeight) -> None:
@@ -52,7 +53,12 @@ class LearnedThresholds:
         weight.scale = None if weight.scale is None else weight.scale.to(device, dtype)
         weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(device, dtype)
 
-    def rule(self, weight: MaskedWeight) -> Rule | None:
+    def begin(self, weights: list[MaskedWeight]) -> None: ...
+
+    def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        return self.rule(weight, step)
+
+    def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         full = self.policy.weight_gradient == "full"
         return Rule(self._threshold(weight), weight.scale, self.policy.task_gradient, full)
 
@@ -94,6 +100,9 @@ class LearnedThresholds:
             self._measure(w, w.dormant)
             if step.found_inf is not None:
                 _undo(w, before, step.found_inf)
+
+    def lr_factor(self, step: int) -> float:
+        return 1.0
 
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)

@@ -1,0 +1,103 @@
+"""Re-GAN (Saxena et al., CVPR 2023): prune and grow in turns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgplug import kernels
+from rgplug.kernels import Scratch
+from rgplug.masking import MaskedWeight
+from rgplug.methods import Rule, Step
+from rgplug.policy import CyclePolicy
+
+
+def is_sparse(policy: CyclePolicy, step: int) -> bool:
+    """Whether iteration `step` (from 1) is sparse: after `warm_up` dense ones, `period` sparse, `period` dense, ..."""
+    after = step - policy.warm_up - 1
+    return after >= 0 and after // policy.period % 2 == 0
+
+
+def smallest(theta: Tensor, sparsity: float) -> Tensor:
+    """bool, True at the weights whose magnitude lies below the layer's `sparsity` quantile (linear interpolation).
+
+    Those are the ceil(sparsity (n - 1)) smallest of n, for any n; quantile functions stop at 2^24 entries.
+    """
+    count = math.ceil(sparsity * (theta.numel() - 1))
+    out = torch.zeros(theta.numel(), dtype=torch.bool, device=theta.device)
+    out[theta.abs().reshape(-1).topk(count, largest=False).indices] = True
+    return out.view(theta.shape)
+
+
+class PruneGrow:
+    """Sparse phases prune the smallest weights of each layer; dense phases let them grow again from 0, slowly."""
+
+    prunes = True
+    recurrent = True
+    guard = 0.0
+
+    def __init__(self, policy: CyclePolicy):
+        self.policy = policy
+        self._levels: dict[str, Tensor] = {}
+
+    def attach(self, weight: MaskedWeight) -> None: ...
+
+    def begin(self, weights: list[MaskedWeight]) -> None: ...
+
+    def start(self, weight: MaskedWeight) -> None:
+        """Without warm-up the first iteration is sparse; the host has its weights by now."""
+        if is_sparse(self.policy, 1):
+            weight.set_mask(~smallest(weight.theta, self.policy.sparsity))
+
+    def follow(self, weight: MaskedWeight) -> None:
+        self._levels.pop(weight.name, None)
+
+    def lr_factor(self, step: int) -> float:
+        """Dense phases after the warm-up train with the lower learning rate."""
+        return 1.0 if step <= self.policy.warm_up or is_sparse(self.policy, step) else self.policy.lr
+
+    def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        level = self._levels.get(weight.name)
+        if level is None:
+            dtype = torch.promote_types(weight.param.dtype, torch.float32)
+            level = torch.full((weight.layout.filters,), -1.0, dtype=dtype, device=weight.param.device)
+            self._levels[weight.name] = level
+        return Rule(level, fixed=True)
+
+    def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        return None if self._turns(step) else self.gradient_rule(weight, step)
+
+    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None: ...
+
+    def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        for w in weights:
+            if not step.auxiliary and self._turns(w.steps):
+                kernels.keep_(w.dormant, w.bits())  # what was pruned is 0, and grows from there
+
+    def measure(self, weight: MaskedWeight) -> None: ...
+
+    def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
+        if not self._turns(weight.steps):
+            return torch.logical_not(weight.mask).to(weight.param.dtype)
+        if is_sparse(self.policy, weight.steps + 1):
+            return smallest(weight.dormant, self.policy.sparsity).to(weight.param.dtype)
+        return torch.zeros_like(weight.param)
+
+    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None: ...
+
+    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
+        return None
+
+    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None: ...
+
+    def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
+        return {}
+
+    def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None: ...
+
+    def _turns(self, step: int | None) -> bool:
+        """Whether the phase changes after iteration `step`."""
+        return step is not None and step > 0 and is_sparse(self.policy, step) != is_sparse(self.policy, step + 1)
