@@ -175,13 +175,12 @@ class Controller:
         """
         for net in self.networks.values():
             if net.method.prunes:
-                broadcast_first((net.kept, net.regrown, net.pruned, net.written))
                 for w in net.weights:
                     if w.fresh:
-                        net.method.start(w)
+                        net.start(w)
                     parts = (w.mask, w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
-                    w.fresh = False
+                broadcast_first((net.kept, net.regrown, net.pruned, net.written))
 
     def resume_phase(self) -> None:
         """Bring the networks into the phase that a loaded state has decided on, once the host has loaded its weights.

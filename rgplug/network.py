@@ -79,8 +79,7 @@ class Network:
             if not self.sparse:
                 continue
             if w.fresh:
-                self.method.start(w)
-                w.fresh = False
+                self.start(w)
             grad = w.param.grad
             if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
@@ -89,6 +88,16 @@ class Network:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
         if seen:
             self._count_written([w for w, _ in seen], [zeros for _, zeros in seen])
+
+    @torch.no_grad()
+    def start(self, w: MaskedWeight) -> None:
+        """The host has loaded its weights: the method's units, and the masks that some methods draw then."""
+        self.method.start(w)
+        w.fresh = False
+        i = self.weights.index(w)
+        kept = torch.count_nonzero(w.mask).to(self.kept)
+        self.pruned[i] += self.kept[i] - kept
+        self.kept[i] = kept
 
     def _before(self, w: MaskedWeight, grad: Tensor | None, scratch: kernels.Scratch) -> Tensor:
         """One weight's share of `before_step`; returns the zeros in the weight."""
