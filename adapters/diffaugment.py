@@ -67,7 +67,7 @@ def _hook(patches: Patches, policy: Policy, metric: str) -> str:
     for name in ("save_weights", "load_weights", "write_metadata", "join_strings", "MetricsLogger"):
         BIGGAN.seam("utils", name)
     BIGGAN.seam("utils", "MetricsLogger", "log")
-    session = _Session(policy, metric)
+    session = _Session(policy)
 
     def built(label: str) -> Any:
         def make(original: Any) -> Any:
@@ -156,8 +156,7 @@ def _hook(patches: Patches, policy: Policy, metric: str) -> str:
 class _Session:
     """The run of the host's train.py in this process."""
 
-    def __init__(self, policy: Policy, metric: str):
-        self.metric = metric
+    def __init__(self, policy: Policy):
         self.run = Run(policy)
         self.value: float | None = None
 

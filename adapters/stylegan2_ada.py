@@ -179,7 +179,7 @@ class _Loop:
     def _start(self, loss: Any) -> None:
         """Networks are loaded, wrapped and equal on all ranks."""
         if self.run.rg is None:
-            raise HOST.unknown("no Generator and Discriminator were built by class name before the loss")
+            raise _adapter.host.unknown("no Generator and Discriminator were built by class name before the loss")
         self._count_flops()
         self.run.rg.synchronize()
         self.run.rg.resume_phase()

@@ -144,7 +144,10 @@ def _compile(real: str) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(folder, os.W_OK)
     except OSError:
+        writable = False
+    if not writable:  # compiled anew in each process, then
         folder = Path(tempfile.mkdtemp(prefix="rgplug-"))
         path = folder / path.name
     complaint = ""

@@ -201,6 +201,14 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not any(x.suffix == ".so" for x in (tmp_path / "cache").rglob("*"))
 
 
+@needs_compiler
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(fused, "_loaded", {})
+    monkeypatch.setenv("RGPLUG_CACHE", str(tmp_path / "file" / "cache"))
+    assert fused.load(torch.float32) is not None
+
+
 def test_dtypes_without_loops() -> None:
     assert fused.load(torch.bfloat16) is None
     with pytest.raises(RgplugError, match=r"there are none for torch\.bfloat16"):
