@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from rgplug.adapters import stylegan2_ada
-from rgplug.adapters.common import Adapter, Host, Patches, Run, importable
+from rgplug.adapters.hosting import Adapter, Host, Patches, importable
+from rgplug.adapters.run import Run
 from rgplug.errors import RgplugError
 from rgplug.policy import Policy
 

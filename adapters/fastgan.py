@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgplug.adapters.common import Adapter, Host, Patches, Run
+from rgplug.adapters.hosting import Adapter, Host, Patches
+from rgplug.adapters.run import Run
 from rgplug.errors import RgplugError
 from rgplug.policy import MetricPolicy, Policy
 

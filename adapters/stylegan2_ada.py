@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rgplug.adapters.common import Adapter, Host, Patches, Run, say
+from rgplug.adapters.hosting import Adapter, Host, Patches
+from rgplug.adapters.run import Run, say
 from rgplug.errors import RgplugError
 from rgplug.policy import Policy
 
@@ -148,6 +149,7 @@ class _Loop:
         self.host_measures = bool(metrics)
         self.G_ema: nn.Module | None = None
         self.value: tuple[float, str] | None = None  # what decides at this tick
+        self.seen: list[str] = []  # names of the host's metrics and of their values
         self.in_tick = False
         self.snapshot = False  # this tick took a snapshot, on every rank
         self.started = False
@@ -205,8 +207,9 @@ class _Loop:
 
     def measured(self, result: Any) -> None:
         """Any of the host's metrics; the one that decides is kept."""
+        results = dict(result["results"])
+        self.seen += [result["metric"], *results]
         if self.in_tick and self.value is None:
-            results = dict(result["results"])
             wanted = self.metric
             if wanted is None or wanted == result["metric"]:
                 name = next(iter(results))
@@ -222,6 +225,11 @@ class _Loop:
             self.in_tick = False
             record = None
             if self.snapshot:
+                if self.metric is not None and self.value is None:
+                    raise RgplugError(
+                        f"install(metric={self.metric!r}) names nothing that the host measured; name one of "
+                        f"{', '.join(dict.fromkeys(self.seen))}"
+                    )
                 value, metric = self.value if self.value is not None else (None, None)
                 own = {} if self.host_measures else {"ema": self.G_ema}
                 record = self.run.evaluated(value, metric, **own)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rgplug import history, layers, select, state
 from rgplug.accounting import Accounting
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Evaluation, mask_copy, update_average
+from rgplug.evaluation import Evaluation, hide_pruned, named_tensors, update_average
 from rgplug.hooks import StepHooks
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
@@ -65,11 +65,11 @@ class Controller:
         for. 0 while the network trains dense.
         """
         net = self._network(network)
-        if net.hook_regularizer:
+        if net.host_loss is None:
             raise RgplugError(
                 "rgplug adds the regularizer itself (policy.regularization: hook); set it to 'loss' to add it yourself"
             )
-        return net.regularization_loss()
+        return net.regularization_loss(net.host_loss)
 
     def mask_gradients(self, network: str | None = None) -> None:
         """Do the before-step work now, so that a norm the host clips or logs is that of the masked gradient.
@@ -273,7 +273,7 @@ class Controller:
 
         Cheap, and meant for each time a copy is evaluated, drawn or saved, not for every step.
         """
-        mask_copy(network, self._network(label))
+        hide_pruned(named_tensors(network), self._network(label))
         return network
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -44,12 +44,17 @@ class Evaluation:
         return evaluate_generator(generator, self._evaluator, sample_fn, masked_values(ema, generator, net), p.z_dim)
 
 
-def mask_copy(network: nn.Module, net: Network) -> None:
-    """Exact zeros in a copy of a network wherever the original is pruned. Raises RgplugError for another network."""
-    if not net.sparse:
-        return
-    copies = dict(_named_parameters(network))
-    for w in net.weights:
+Hidden = dict[str, tuple[Tensor, Tensor]]  # weight -> (where it is pruned, what stood there in a copy)
+
+
+@torch.no_grad()
+def hide_pruned(copies: Mapping[str, Tensor], net: Network) -> Hidden:
+    """Exact zeros in a copy's tensors (by parameter name) wherever the original is pruned; returns what stood there.
+
+    Raises RgplugError for the tensors of another network.
+    """
+    hidden: Hidden = {}
+    for w in net.weights if net.sparse else ():
         copied = copies.get(w.name)
         if copied is None or copied.shape != w.param.shape:
             found = "missing" if copied is None else f"of shape {list(copied.shape)}"
@@ -57,14 +62,36 @@ def mask_copy(network: nn.Module, net: Network) -> None:
                 f"{w.name} of {net.label} has shape {list(w.param.shape)} and is {found} in the network that is "
                 f"to get its mask; give a copy of {net.label}"
             )
-        copied.detach().masked_fill_(~w.mask.to(copied.device), 0)
+        pruned = ~w.mask.to(copied.device)
+        hidden[w.name] = (pruned, copied[pruned])
+        copied.masked_fill_(pruned, 0)
+    return hidden
+
+
+@torch.no_grad()
+def show_hidden(copies: Mapping[str, Tensor], hidden: Hidden) -> None:
+    """Undo `hide_pruned`, bit for bit."""
+    for name, (pruned, values) in hidden.items():
+        if name in copies:
+            copied = copies[name]
+            copied[pruned.to(copied.device)] = values.to(copied)
+
+
+@contextmanager
+def masked_for_now(network: nn.Module, net: Network) -> Iterator[None]:
+    """`hide_pruned` on a copy of a network, undone at the end."""
+    hidden = hide_pruned(named_tensors(network), net)
+    try:
+        yield
+    finally:
+        show_hidden(named_tensors(network), hidden)
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, net: Network, beta: float) -> None:
     """One step of a moving average of `network`, sparse where it is managed. RgplugError for another network."""
     masks = {w.name: w.mask for w in net.weights} if net.sparse else {}
-    copies, live = _named_tensors(average), _named_tensors(network)
+    copies, live = named_tensors(average), named_tensors(network)
     wrong = next((n for n, x in live.items() if n not in copies or copies[n].shape != x.shape), None)
     if wrong is not None:
         raise RgplugError(f"the average has no {wrong} of shape {list(live[wrong].shape)}; give a copy of {net.label}")
@@ -75,7 +102,7 @@ def update_average(average: nn.Module, network: nn.Module, net: Network, beta: f
             average_(copies[name], value, beta)
 
 
-def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under the names that managed weights have (wrappers left out)."""
     return {
         f"{prefix}.{name}" if prefix else name: tensor.detach()
@@ -83,19 +110,6 @@ def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
-
-
-@contextmanager
-def masked_for_now(network: nn.Module, net: Network) -> Iterator[None]:
-    """`mask_copy`, undone bit for bit at the end."""
-    kept = [(p, p.detach().clone()) for _, p in _named_parameters(network)]
-    try:
-        mask_copy(network, net)
-        yield
-    finally:
-        with torch.no_grad():
-            for param, value in kept:
-                param.copy_(value)
 
 
 def masked_values(ema: Any, generator: nn.Module, net: Network) -> Any:
@@ -113,11 +127,3 @@ def masked_values(ema: Any, generator: nn.Module, net: Network) -> Any:
 
 def _masked(value: Tensor, weight: Any) -> Tensor:
     return value if weight is None else value.detach().masked_fill(~weight.mask.to(value.device), 0)
-
-
-def _named_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under the names that managed weights have (wrappers left out)."""
-    for prefix, module in walk(network):
-        for name, param in module._parameters.items():
-            if param is not None:
-                yield (f"{prefix}.{name}" if prefix else name), param

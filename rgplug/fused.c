@@ -90,7 +90,7 @@ void before(const Shape *s, const REAL *weight, REAL *dormant, const uint8_t *ma
     const int variant = !grad ? 8 : (row_grad != NULL) * 4 + (full != 0) * 2 + (scale != NULL);
 #pragma omp parallel for reduction(+ : found) PARALLEL(s)
     for (int64_t row = 0; row < s->rows; row++) {
-        const REAL t = threshold[filter_of(s, row)];
+        const REAL t = threshold ? threshold[filter_of(s, row)] : 0;
         double total = 0;
         int64_t zero = 0;
         for (int64_t from = 0; from < s->columns; from += CHUNK) {
@@ -159,18 +159,20 @@ INLINE int64_t split_columns(int64_t n, REAL *restrict weight, REAL *restrict do
     return newly;
 }
 
-/* New mask from theta (in dormant): pruned iff |theta| / scale <= threshold, or pruned before unless recurrent.
+/* New mask from theta (in dormant): pruned iff |theta| / scale <= threshold, or pruned before unless recurrent; without
+   a threshold (NULL), iff pruned before.
    counts: pruned entries, and how many of them were kept until now. kept: 0 where the guard kept the whole layer, which
    it does at `limit` pruned entries and more, else 1. */
 void refresh(const Shape *s, REAL *weight, REAL *dormant, uint8_t *mask, const REAL *threshold, const REAL *scale,
              int32_t recurrent, double limit, int64_t *counts, REAL *kept) {
     const int64_t n = s->columns;
     const REAL unit = scale ? *scale : 1;
-    const int variant = (scale != NULL) * 2 + !recurrent;
+    const int variant = (scale != NULL) * 2 + (!recurrent || !threshold);
     int64_t pruned = 0, newly = 0;
+#define LEVEL(row) (threshold ? threshold[filter_of(s, row)] : -1)
 #pragma omp parallel for reduction(+ : pruned) PARALLEL(s)
     for (int64_t row = 0; row < s->rows; row++) {
-        const REAL t = threshold[filter_of(s, row)];
+        const REAL t = LEVEL(row);
         const REAL *theta = dormant + row * n;
         const uint8_t *m = mask + row * n;
         switch (variant) {
@@ -183,7 +185,7 @@ void refresh(const Shape *s, REAL *weight, REAL *dormant, uint8_t *mask, const R
     const int32_t some = (double)pruned < limit;
 #pragma omp parallel for reduction(+ : newly) PARALLEL(s)
     for (int64_t row = 0; row < s->rows; row++) {
-        const REAL t = threshold[filter_of(s, row)];
+        const REAL t = LEVEL(row);
         REAL *w = weight + row * n, *theta = dormant + row * n;
         uint8_t *m = mask + row * n;
         switch (variant) {

@@ -123,7 +123,7 @@ class StepHooks:
         self._restore_lr()
         owned = self.owned(optimizer)
         for net, weights, groups in _by_network(owned):
-            scale = None if net.hook_regularizer else _loss_scale(optimizer)
+            scale = None if net.host_loss is None else _loss_scale(optimizer)
             step = Step(
                 optimizer=optimizer,
                 groups=groups,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rgplug import fused, kernels
 from rgplug.errors import RgplugError
+from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Step
 from rgplug.policy import Policy, TargetPolicy
@@ -32,15 +33,11 @@ class Network:
         self.recurrent = method.recurrent
         self.guard = method.guard
         self.reset_moments = policy.optimizer_state == "reset"
-        self.hook_regularizer = policy.regularization == "hook"
+        self.host_loss = None if policy.regularization == "hook" else HostLoss(weights)
         self.target: TargetPolicy | None = policy.target if getattr(policy.target, label, None) is not None else None
         self.sparse = method.prunes
         self.auxiliary = False  # the coming steps are lazy-regularisation phases, not iterations of their own
         self.iteration = 0
-        self._knob: Tensor | None = None  # counts, by its gradient, how often the host added the regularizer
-        self._added: Tensor | None = None
-        self._window: Any = None  # weak reference to a live gradient at the last backward through the regularizer
-        self._taken: dict[str, Tensor] = {}  # weight -> count of the knob when its optimizer last stepped
         device = weights[0].param.device if weights else torch.device("cpu")
         self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
         self.kept = self.numel.clone()  # kept entries of each weight, counted on the device
@@ -189,7 +186,13 @@ class Network:
         loops = None if rule is None or w.norm_dims is not None else w.fused()
         if loops is not None and rule is not None:
             count, newly, keep = loops.refresh(
-                w.layout, w.data, w.dormant, w.mask, rule, recurrent=self.recurrent and not rule.fixed, limit=limit
+                w.layout,
+                w.data,
+                w.dormant,
+                w.mask,
+                rule,
+                recurrent=self.recurrent,
+                limit=limit,
             )
             w.merged = False
             self.method.on_guard(w, keep)
@@ -259,50 +262,21 @@ class Network:
         for counter in ("numel", *_COUNTERS):
             setattr(self, counter, getattr(self, counter).to(device))
 
-    # ---- the regularizer in the host's loss -----------------------------------------------------------------------
+    # ---- the regularizer ---------------------------------------------------------------------------------------------
 
-    def regularization_loss(self) -> Tensor:
-        """lambda * sum exp(-t) as a differentiable scalar; 0 while dense.
-
-        Its gradient is not kept anywhere but counted: the returned value is `value + (knob - knob)`, so that the
-        gradient of the knob says how often, and with which loss scale, the host added it since the last step.
-        """
+    def regularization_loss(self, host_loss: HostLoss) -> Tensor:
+        """lambda * sum exp(-t) as a differentiable scalar for the host's loss; 0 while dense."""
         with torch.no_grad():
             value = self.method.regularizer(self.weights) if self.sparse else None
-        device = self.weights[0].param.device
-        value = torch.zeros((), device=device) if value is None else value
-        if self._knob is None or self._knob.device != device or self._knob.dtype != value.dtype:
-            self._knob = torch.zeros((), device=device, dtype=value.dtype, requires_grad=True)
-            self._knob.register_hook(self._on_knob)
-        return value + (self._knob - self._knob.detach())
+        if value is None:
+            value = torch.zeros((), device=self.weights[0].param.device)
+        return host_loss.counted(value)
 
     def take_regularizer(self, weights: list[MaskedWeight], scale: Tensor | None) -> Tensor | float | None:
         """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
-        if self.hook_regularizer:
+        if self.host_loss is None:
             return None if self.auxiliary else 1.0
-        if self._added is None:
-            return None
-        count = self._added - self._taken.get(weights[0].name, 0)
-        self._taken.update(dict.fromkeys((w.name for w in weights), self._added))
-        if len(self._taken) == len(self.weights):
-            self._forget_count()
-        return count if scale is None else count / scale.to(count.device)
-
-    def _on_knob(self, grad: Tensor) -> None:
-        """Count one backward through the regularizer. Gradients that were made anew since the last one (the host zeroed
-        them, after a step that a GradScaler skipped) say that what was counted before is void."""
-        assert self._knob is not None
-        self._knob.grad = None
-        live = next((w.param.grad for w in self.weights if w.param.grad is not None), None)
-        if live is None or (self._window is not None and self._window() is not live):
-            self._forget_count()
-        self._window = None if live is None else weakref.ref(live)
-        self._added = grad.detach().clone() if self._added is None else self._added + grad.detach()
-
-    def _forget_count(self) -> None:
-        self._added = None
-        self._window = None
-        self._taken.clear()
+        return self.host_loss.take(weights, scale)
 
     # ---- phases, numbers -------------------------------------------------------------------------------------------
 

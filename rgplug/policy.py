@@ -197,7 +197,10 @@ class Policy:
             own = "masks: {density: ...}" if self.method == "sparse" else "cycle: {sparsity: ...}"
             raise RgplugError(f"policy.target steers thresholds; with method: {self.method} give {own}")
         if self.exploration is not None and self.method != "sparse":
-            raise RgplugError(f"policy.exploration needs method: sparse, and the method is {self.method}")
+            raise RgplugError(
+                f"policy.exploration needs method: sparse, and the method is {self.method}; leave it out, or begin "
+                "with base: stu-gan, set or rigl"
+            )
         if self.target is not None and self.target.G is None and self.target.D is None:
             raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
         if self.metric is not None and not self.metric.real:

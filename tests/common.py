@@ -119,3 +119,25 @@ def snapshot(rg: rgplug.Controller) -> dict[str, Tensor]:
 def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names of what is not bit for bit the same."""
     return sorted(set(a) ^ set(b)) + [k for k in a if k in b and not torch.equal(a[k], b[k])]
+
+
+TASK = {"sparsity_weight": 1e-2, "threshold": {"init": 0.05}}  # prunes, regrows, and its thresholds feel the loss
+FIXED = {"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False}}  # masks that nothing moves
+
+
+def trajectory(
+    policy: dict[str, Any] = TASK,
+    steps: int = 6,
+    loop: Callable[[Host, rgplug.Controller], None] | None = None,
+    kind: str = "plain",
+    **options: Any,
+) -> dict[str, Tensor]:
+    host = Host(kind, **options)
+    with rgplug.attach(host.G, host.D, policy) as rg:
+        if loop is None:
+            host.run(steps)
+        else:
+            loop(host, rg)
+        seen = snapshot(rg)
+        assert rg.density("G") < 1 or policy is not TASK
+        return seen

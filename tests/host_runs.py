@@ -7,6 +7,7 @@ PYTHONPATH. `host_cpu/sitecustomize.py` replaces CUDA and downloads.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -92,6 +93,11 @@ class HostRun:
         if check and done.returncode:
             raise AssertionError(f"{script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         return done
+
+
+def history(where: Path) -> list[dict[str, Any]]:
+    """The records in a run folder, one per evaluation."""
+    return [json.loads(line) for line in (where / "history.jsonl").read_text().splitlines()]
 
 
 def tree(where: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_runs import HostRun, cifar, folder
+from host_runs import HostRun, cifar, folder, history
 
 from rgplug import state
 
@@ -84,10 +84,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         for kept in [*story.weights.glob("*.pth"), *story.weights.glob("*.safetensors"), story.logs / "history.jsonl"]:
             (witness / kept.name).write_bytes(kept.read_bytes())
     return story
-
-
-def history(where: Path) -> list[dict]:
-    return [json.loads(line) for line in (where / "history.jsonl").read_text().splitlines()]
 
 
 def test_it_trains_sparse_with_the_hosts_fid(story: Story) -> None:

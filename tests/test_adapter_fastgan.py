@@ -5,7 +5,6 @@ Eight iterations, each evaluated by rgplug; the last value is forced up (dense).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from host_runs import HostRun, folder, shapes
+from host_runs import HostRun, folder, history, shapes
 
 from rgplug import state
 
@@ -77,10 +76,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         for kept in [*models.iterdir(), models.parent / "history.jsonl"]:
             (witness / kept.name).write_bytes(kept.read_bytes())
     return story
-
-
-def history(where: Path) -> list[dict]:
-    return [json.loads(line) for line in (where / "history.jsonl").read_text().splitlines()]
 
 
 def managed(held: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ import torch
 from host_runs import HostRun, folder, tree
 from test_hosts import host
 
-from rgplug.adapters import common, patching
+from rgplug.adapters import hosting, patching
 from rgplug.errors import RgplugError
 
 STYLEGAN2 = "this is not StyleGAN2-ADA as rgplug knows it (version d72cc7d)"
@@ -52,7 +52,7 @@ class Owner:
 
 
 def test_patches_are_undone_in_reverse_order() -> None:
-    patches, namespace = common.Patches(), {"value": 1}
+    patches, namespace = hosting.Patches(), {"value": 1}
     for factor in (2, 3):
         patches.wrap(Owner, "value", lambda x, factor=factor: x * factor)
         patches.wrap(namespace, "value", lambda x, factor=factor: x * factor)
@@ -61,14 +61,14 @@ def test_patches_are_undone_in_reverse_order() -> None:
     assert (Owner.value, namespace["value"]) == (1, 1)
 
 
-def adapter() -> common.Adapter:
-    return common.Adapter(common.Host("A host", "abc"))
+def adapter() -> hosting.Adapter:
+    return hosting.Adapter(hosting.Host("A host", "abc"))
 
 
 def test_install_once_per_process(capsys: pytest.CaptureFixture[str]) -> None:
     ours, calls = adapter(), []
 
-    def hook(patches: common.Patches, policy: object) -> str:
+    def hook(patches: hosting.Patches, policy: object) -> str:
         calls.append(policy)
         return "this and that"
 
@@ -84,9 +84,9 @@ def test_install_once_per_process(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_install_that_fails_leaves_nothing_behind() -> None:
-    def hook(patches: common.Patches, policy: object) -> str:
+    def hook(patches: hosting.Patches, policy: object) -> str:
         patches.wrap(Owner, "value", lambda x: x + 1)
-        raise common.Host("A host", "abc").unknown("there is no engine")
+        raise hosting.Host("A host", "abc").unknown("there is no engine")
 
     ours = adapter()
     with pytest.raises(RgplugError, match=r"this is not A host as rgplug knows it \(version abc\): there is no engine"):

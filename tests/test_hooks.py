@@ -5,39 +5,17 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from common import ADAM, RAMP, Host, adam, different, linear, pruned_at, set_grad, sgd, snapshot
+from common import ADAM, RAMP, TASK, Host, adam, different, linear, pruned_at, set_grad, sgd, snapshot, trajectory
 from torch import Tensor, nn
 
 import rgplug
 from rgplug.errors import RgplugError
-
-TASK = {"sparsity_weight": 1e-2, "threshold": {"init": 0.05}}  # prunes, regrows, and its thresholds feel the loss
-
-
-def trajectory(
-    policy: dict[str, Any] = TASK,
-    steps: int = 6,
-    loop: Callable[[Host, rgplug.Controller], None] | None = None,
-    kind: str = "plain",
-    **options: Any,
-) -> dict[str, Tensor]:
-    host = Host(kind, **options)
-    with rgplug.attach(host.G, host.D, policy) as rg:
-        if loop is None:
-            host.run(steps)
-        else:
-            loop(host, rg)
-        seen = snapshot(rg)
-        assert rg.density("G") < 1 or policy is not TASK
-        return seen
-
 
 # ---- which optimizers --------------------------------------------------------------------------------------------
 
@@ -358,155 +336,6 @@ def test_a_group_added_later() -> None:
     assert G[1].weight.tolist() == [[1], [0]]
 
 
-# ---- lr, maximize, requires_grad ---------------------------------------------------------------------------------
-
-
-def test_the_threshold_follows_the_scheduled_lr() -> None:
-    G = linear([[100.0]])
-    opt = sgd(G, lr=1.0)
-    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
-    rg = rgplug.attach(G, policy={"sparsity_weight": 0.25, "threshold": {"task_gradient": False}})
-    expected = 0.0
-    for lr in (1.0, 0.5, 0.25):
-        set_grad(G, 0.0)
-        opt.step()
-        scheduler.step()
-        expected += lr * 0.25 * float(torch.exp(-torch.tensor(expected)))
-        assert rg.weights("G")[0].threshold.item() == pytest.approx(expected)
-
-
-def test_the_threshold_follows_the_lr_of_an_optimizer_whose_state_was_loaded() -> None:
-    """torch puts new group dicts in the place of the old ones."""
-    G = linear([[100.0]])
-    opt = sgd(G, lr=1.0)
-    rg = rgplug.attach(G, policy={"sparsity_weight": 1e-3, "threshold": {"task_gradient": False}})
-    set_grad(G, 0.0)
-    opt.step()
-    opt.load_state_dict(opt.state_dict())
-    before = rg.weights("G")[0].threshold.item()
-    for group in opt.param_groups:
-        group["lr"] = 0.0
-    opt.step()
-    assert rg.weights("G")[0].threshold.item() == before
-
-
-def test_settings_of_its_own_replace_the_inherited_ones() -> None:
-    G = linear([[100.0]])
-    opt = sgd(G, lr=1.0, weight_decay=0.5)
-    policy = {"sparsity_weight": 0.25, "threshold": {"task_gradient": False, "optimizer": {"lr": 0.5}}}
-    rg = rgplug.attach(G, policy=policy)
-    set_grad(G, 0.0)
-    opt.step()
-    assert rg.weights("G")[0].threshold.item() == 0.125
-    opt.step()  # thresholds do not decay with the weights
-    assert rg.weights("G")[0].threshold.item() == pytest.approx(0.125 + 0.5 * 0.25 * 2.718281828**-0.125)
-
-
-def test_a_misspelt_setting_is_named() -> None:
-    G = linear([[100.0]])
-    opt = sgd(G)
-    rgplug.attach(G, policy={"threshold": {"optimizer": {"learning_rate": 0.5}}})
-    set_grad(G, 1.0)
-    with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer\.learning_rate.*SGD"):
-        opt.step()
-
-
-def test_maximize() -> None:
-    """A host that ascends -L trains as one that descends L; the regularizer pulls the same way in both."""
-
-    class Ascends(Host):
-        def losses(self) -> dict[str, Callable[[], Tensor]]:
-            return {name: (lambda loss=loss: -loss()) for name, loss in super().losses().items()}
-
-    seen = []
-    for cls, maximize in ((Host, False), (Ascends, True)):
-        host = cls(optimizer=lambda m, up=maximize: adam(m, maximize=up))
-        with rgplug.attach(host.G, host.D, TASK) as rg:
-            host.run(6)
-            seen.append(snapshot(rg))
-    for key, value in seen[0].items():
-        torch.testing.assert_close(seen[1][key], value, rtol=1e-5, atol=1e-6)
-
-
-def test_requires_grad_is_off_while_the_optimizer_steps() -> None:
-    def loop(host: Host, rg: rgplug.Controller) -> None:
-        for net in host.nets.values():
-            net.requires_grad_(False)
-        for _ in range(6):
-            for name, loss in host.losses().items():
-                host.opt[name].zero_grad(set_to_none=True)
-                host.nets[name].requires_grad_(True)
-                loss().backward()
-                host.nets[name].requires_grad_(False)
-                host.opt[name].step()
-            host.iteration += 1
-
-    assert not different(trajectory(loop=loop), trajectory())
-
-
-def test_attach_to_networks_that_require_no_gradient_yet() -> None:
-    G = nn.Linear(3, 3).requires_grad_(False)
-    rg = rgplug.attach(G, policy=RAMP)
-    G.requires_grad_(True)
-    opt = adam(G)
-    G(torch.ones(2, 3)).sum().backward()
-    opt.step()
-    assert rg.weights("G")[0].threshold.tolist() == [pytest.approx(0.01)] * 3
-
-
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad_both_ways(set_to_none: bool) -> None:
-    def loop(host: Host, rg: rgplug.Controller) -> None:
-        for _ in range(6):
-            for name, loss in host.losses().items():
-                host.opt[name].zero_grad(set_to_none=set_to_none)
-                loss().backward()
-                host.opt[name].step()
-            host.iteration += 1
-
-    assert not different(trajectory(loop=loop), trajectory())
-
-
-def test_parameters_without_a_gradient_keep_weight_mask_and_threshold() -> None:
-    G = nn.Sequential(linear([[1.0, 0.02]]), linear([[1.0], [0.05]]))
-    opt = adam(G)
-    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0, "threshold": {"init": 0.03}})
-    set_grad(G[0], 1.0)
-    opt.step()
-    assert G[1].weight.tolist() == [[1], [pytest.approx(0.05)]]
-    assert rg.weights("G")[1].threshold.tolist() == [pytest.approx(0.03)] * 2
-    assert G[0].weight.tolist() == [[pytest.approx(0.99), 0]]
-
-
-def test_a_layer_that_sits_out_steps_has_an_adam_of_its_own() -> None:
-    """Each threshold's Adam counts the steps in which its own weight had a gradient, as torch's does for the weight.
-
-    Every other step is an auxiliary one (the regularizer, which reaches all layers, is left out) and misses a layer.
-    """
-    G = nn.Sequential(linear([[100.0]]), linear([[0.5, 100.0]]))  # H' is 0 for the 100
-    opt = adam(G, lr=0.1)
-    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0})
-    alone = torch.zeros(1, requires_grad=True)
-    reference = torch.optim.Adam([alone], **{**ADAM, "lr": 0.1})
-    for i in range(6):
-        opt.zero_grad()
-        set_grad(G[0], 1.0 + i)
-        if i % 2:
-            w = rg.weights("G")[1]
-            w.param.data[0, 0] = 0.5
-            set_grad(G[1], [[1.0 + i, 0.0]])
-            x = 0.5 - alone.item()
-            slope = 2 - 4 * abs(x) if abs(x) <= 0.4 else (0.4 if abs(x) <= 1 else 0)
-            alone.grad = torch.tensor([-(1.0 + i) * 0.5 * slope])
-            reference.step()
-            opt.step()
-        else:
-            with rg.auxiliary_step("G"):
-                opt.step()
-    assert alone.abs().item() > 0
-    assert rg.weights("G")[1].threshold.item() == pytest.approx(alone.item(), abs=1e-6)
-
-
 # ---- auxiliary steps ---------------------------------------------------------------------------------------------
 
 
@@ -538,88 +367,6 @@ def test_the_task_gradient_of_an_auxiliary_step_moves_thresholds() -> None:
     assert rg.weights("G")[0].threshold.item() == pytest.approx(0.1)
 
 
-# ---- mask_gradients ----------------------------------------------------------------------------------------------
-
-
-def clipped(value: float, clip: Callable[[Host, rgplug.Controller, str, float], None]) -> Callable[..., None]:
-    def loop(host: Host, rg: rgplug.Controller) -> None:
-        for _ in range(6):
-            for name, loss in host.losses().items():
-                host.opt[name].zero_grad()
-                loss().backward()
-                clip(host, rg, name, value)
-                host.opt[name].step()
-            host.iteration += 1
-
-    return loop
-
-
-def clip_once(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
-    rg.mask_gradients(name)
-    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
-
-
-def clip_twice(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
-    rg.mask_gradients(name)
-    rg.mask_gradients(name)
-    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
-
-
-def clip_and_log(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
-    rg.mask_gradients(name)
-    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
-    rg.mask_gradients(name)  # before the norm is logged: nothing is left to be masked
-
-
-def clip_both(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
-    rg.mask_gradients()
-    nn.utils.clip_grad_norm_(host.nets[name].parameters(), value)
-
-
-def clip_only_d(host: Host, rg: rgplug.Controller, name: str, value: float) -> None:
-    if name == "D":
-        rg.mask_gradients()  # of both, though only D is clipped
-        nn.utils.clip_grad_norm_(host.D.parameters(), value)
-
-
-@pytest.mark.parametrize("clip", [clip_once, clip_twice, clip_and_log, clip_both, clip_only_d])
-def test_a_huge_clip_value_changes_nothing(clip: Any) -> None:
-    assert not different(trajectory(loop=clipped(1e9, clip)), trajectory())
-
-
-def test_the_norm_is_that_of_the_masked_gradient() -> None:
-    host = Host()
-    rg = rgplug.attach(host.G, host.D, TASK)
-    host.run(3)
-    host.opt["G"].zero_grad()
-    host.losses()["G"]().backward()
-    squares = 0.0
-    masks = {id(w.param): w.mask.clone() for w in rg.weights("G")}
-    for p in host.G.parameters():
-        squares += (p.grad * masks.get(id(p), 1)).square().sum().item()
-    unmasked = nn.utils.get_total_norm([p.grad for p in host.G.parameters()]).item()
-    rg.mask_gradients("G")
-    norm = nn.utils.get_total_norm([p.grad for p in host.G.parameters()]).item()
-    assert norm == pytest.approx(squares**0.5)
-    assert norm < unmasked
-
-
-def test_a_step_the_host_leaves_out_after_masking_does_not_spoil_the_next() -> None:
-    def loop(leave_out: bool) -> Callable[[Host, rgplug.Controller], None]:
-        def run(host: Host, rg: rgplug.Controller) -> None:
-            host.run(2)
-            if leave_out:
-                host.opt["G"].zero_grad()
-                (1e3 * host.G(host.data.z(3)).square().sum()).backward()
-                rg.mask_gradients("G")  # the norm is too large: no step, and nothing masked by hand from here on
-            host.run(3)
-
-        return run
-
-    seen = [trajectory(loop=loop(leave_out), kind="equalized") for leave_out in (False, True)]
-    assert not [k for k in different(*seen) if "G" in k]
-
-
 # ---- optimizers that are no torch.optim.Optimizer ----------------------------------------------------------------
 
 
@@ -645,79 +392,6 @@ def test_hand_written_optimizers_need_settings_for_the_thresholds() -> None:
     rg.before_step("G")
     with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer: \{lr: \.\.\.\}"):
         rg.after_step("G")
-
-
-# ---- no host-device synchronisation ------------------------------------------------------------------------------
-
-
-@contextmanager
-def forbidden() -> Iterator[None]:
-    """Everything that would wait for a device raises."""
-
-    def refuse(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            raise AssertionError(f"{name} waits for the device")
-
-        return call
-
-    names = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero", "is_nonzero")
-    functions = ("nonzero", "masked_select", "unique", "equal", "allclose", "is_nonzero")
-    with (
-        mock.patch.multiple(Tensor, **{n: refuse(f"Tensor.{n}") for n in names}),
-        mock.patch.multiple(torch, **{n: refuse(f"torch.{n}") for n in functions}),
-    ):
-        yield
-
-
-@contextmanager
-def allowed() -> Iterator[None]:
-    """torch's own optimizers read their step counters, which live on the host."""
-    originals = {n: ORIGINAL[n] for n in ORIGINAL}
-    with mock.patch.multiple(Tensor, **originals):
-        yield
-
-
-ORIGINAL = {n: getattr(Tensor, n) for n in ("item", "__float__", "__int__", "__bool__", "tolist")}
-
-
-@pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"optimizer_state": "reset"},
-        {"regeneration": {"recurrent": False}},
-        {"target": {"G": 0.5, "D": 0.5, "by": 20}},
-        {"regularization": "loss"},
-    ],
-)
-@pytest.mark.parametrize("kind", ["old_sn", "grouped"])
-def test_a_step_never_waits_for_the_device(units: str, options: dict[str, Any], kind: str) -> None:
-    host = Host(kind)
-    policy = {"sparsity_weight": 1e-2, "threshold": {"units": units, "weight_gradient": "full", "min": 0.0}, **options}
-    rg = rgplug.attach(host.G, host.D, policy)
-    host.run(2)
-    for net in rg.networks.values():
-        for name in ("before_step", "after_step"):
-            original = getattr(net, name)
-
-            def guarded(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-                with forbidden():
-                    return original(*args, **kwargs)
-
-            setattr(net, name, guarded)
-        optimizers = {id(f.optimizer): f.optimizer for f in net.method.optimizer._flats.values()}
-        assert optimizers
-        for optimizer in optimizers.values():
-            step = optimizer.step
-
-            def unguarded(step: Any = step) -> None:
-                with allowed():
-                    step()
-
-            optimizer.step = unguarded
-    host.run(2)
-    assert rg.networks["G"].iteration == 4
 
 
 # ---- lifetime ----------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from host_runs import folder as checkout
 from torch import Tensor, nn
 
 import rgplug
@@ -29,20 +29,12 @@ pytestmark = [
         reason="RGPLUG_HOSTS names no folder with checkouts of real GAN repositories (the docstring lists them)",
     ),
 ]
-FOLDERS = {
-    "stylegan2-ada": "stylegan2-ada-pytorch",
-    "diffaugment-stylegan2": "data-efficient-gans/DiffAugment-stylegan2-pytorch",
-    "biggan": "data-efficient-gans/DiffAugment-biggan-cifar",
-    "fastgan": "FastGAN-pytorch",
-}
 
 
 @contextmanager
 def host(name: str) -> Iterator[None]:
     """The host's folder on the import path; its modules are forgotten afterwards, since hosts share their names."""
-    folder = Path(os.environ["RGPLUG_HOSTS"]).expanduser() / FOLDERS[name]
-    if not folder.is_dir():
-        pytest.skip(f"RGPLUG_HOSTS has no {FOLDERS[name]}")
+    folder = checkout(name)
     known, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, str(folder))
     try:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from common import ADAM, RAMP, Host, adam, linear, pruned_at, set_grad, sgd
-from torch import Tensor, nn
+from common import ADAM, FIXED, RAMP, Host, adam, linear, pruned_at, set_grad, sgd
+from torch import nn
 
 import rgplug
-
-FIXED = {"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False}}
 
 
 def test_one_step_by_hand() -> None:
@@ -233,114 +229,6 @@ def test_moments_of_what_was_pruned_or_regrown(name: str, optimizer_state: str, 
         assert moment[0, 1] == (0 if optimizer_state == "reset" else before[key][0, 1])
 
 
-# ---- the guard ---------------------------------------------------------------------------------------------------
-
-
-def test_the_guard_by_hand() -> None:
-    """A layer that keeps 1 of 100 is reset, one that keeps 2 is not; other layers are left alone."""
-    for kept, reset in ((1, True), (2, False)):
-        rows = [[9.0] * kept + [0.5] * (100 - kept)]
-        G = nn.Sequential(linear(rows), linear([[9.0, 0.5]]))
-        rg = rgplug.attach(G, policy=FIXED)
-        pruned_at(rg, "G", 1.0)
-        assert rg.weights("G")[0].density == pytest.approx(1.0 if reset else 0.02)
-        assert rg.weights("G")[0].threshold.item() == (0 if reset else 1)
-        assert rg.weights("G")[1].density == 0.5
-        rg.detach()
-
-
-def filters(layer: nn.Module) -> nn.Module:
-    return nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(1))
-
-
-def old(norm: Any, **options: Any) -> Callable[[nn.Module], nn.Module]:
-    def wrap(layer: nn.Module) -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return norm(layer, **options)
-
-    return wrap
-
-
-NORMED: dict[str, Callable[[], nn.Module]] = {
-    "old spectral": lambda: old(nn.utils.spectral_norm)(nn.Conv2d(3, 6, 3)),
-    "new spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 6, 3)),
-    "old spectral, transposed": lambda: old(nn.utils.spectral_norm)(nn.ConvTranspose2d(3, 6, 3)),
-    "old weight norm": lambda: old(nn.utils.weight_norm)(nn.Conv2d(3, 6, 3)),
-    "new weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3)),
-    "new weight norm, grouped": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3, groups=3)),
-    "weight norm of all": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3), dim=None),
-    # weight norm takes dim 0, which is the input of a transposed convolution (HiFi-GAN's up-sampling)
-    "old weight norm, transposed": lambda: old(nn.utils.weight_norm)(nn.ConvTranspose2d(3, 6, 3)),
-    "new weight norm, transposed": lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(3, 6, 3)),
-    "new weight norm, transposed, dim 1": lambda: nn.utils.parametrizations.weight_norm(
-        nn.ConvTranspose2d(3, 6, 3), dim=1
-    ),
-    "new weight norm, transposed, grouped": lambda: nn.utils.parametrizations.weight_norm(
-        nn.ConvTranspose2d(3, 6, 3, groups=3)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NORMED)
-@pytest.mark.parametrize("method", ["regularizer", "target"])
-def test_an_empty_layer_never_reaches_a_forward(name: str, method: str) -> None:
-    torch.manual_seed(0)
-    G = filters(NORMED[name]())
-    x = torch.randn(4, 3, 6, 6)
-    G(x)
-    if name.endswith("transposed"):
-        with torch.no_grad():  # one row of much smaller weights than the others
-            for p in G[0].parameters():
-                if p.dim() == 4 and p.shape[1] == 6 and p.shape[2] == 3:
-                    p[1] *= 1e-3
-    opt = adam(G, lr=0.02)
-    policy: dict[str, Any] = {"sparsity_weight": 1e6}
-    if method == "target":
-        policy = {"target": {"G": 0.05, "by": 3}}
-    rg = rgplug.attach(G, policy=policy)
-    least = 1.0
-    for step in range(30):
-        opt.zero_grad()
-        out = G(x)
-        assert torch.isfinite(out).all(), f"step {step}"
-        out.square().mean().backward()
-        opt.step()
-        for w in rg.weights("G"):
-            assert w.mask.any()
-            assert torch.isfinite(w.param).all()
-        least = min(least, rg.density("G"))
-    assert least < 0.9
-
-
-def test_a_hand_written_spectral_norm_is_safe_too() -> None:
-    class SN(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            sigma = torch.linalg.matrix_norm(self.weight.flatten(1), 2)
-            return F.conv2d(x, self.weight / sigma, self.bias)
-
-    G = filters(SN(3, 6, 3))
-    x = torch.randn(4, 3, 6, 6)
-    G(x)
-    opt = adam(G, lr=0.05)
-    rgplug.attach(G, policy={"sparsity_weight": 1e6})
-    for _ in range(30):
-        opt.zero_grad()
-        G(x).square().mean().backward()
-        opt.step()
-        assert torch.isfinite(G(x)).all()
-
-
-def test_sigma_is_that_of_the_sparse_matrix() -> None:
-    torch.manual_seed(0)
-    D = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16), n_power_iterations=50)
-    rg = rgplug.attach(D)
-    pruned_at(rg, "G", 0.15)
-    assert rg.density("G") < 0.6
-    D(torch.ones(1, 16))
-    assert torch.linalg.matrix_norm(D.weight, 2).item() == pytest.approx(1, abs=1e-3)
-
-
 # ---- recurrent regeneration, phases ------------------------------------------------------------------------------
 
 
@@ -403,137 +291,6 @@ def test_in_a_dense_phase_thresholds_stand_still_and_gradients_are_not_masked() 
     assert G.weight.tolist() == [[0.875, 0]]
     assert rg.weights("G")[0].theta.tolist() == [[0.875, 0.375]]
     assert int(net.regrown.sum()) == 1
-
-
-# ---- what the host writes ----------------------------------------------------------------------------------------
-
-
-def test_values_the_host_writes_at_live_positions_are_adopted() -> None:
-    G = linear([[1.0, 0.05]])
-    opt = sgd(G)
-    rg = rgplug.attach(G, policy=FIXED)
-    G.weight.data.copy_(torch.tensor([[3.0, 0.0]]))
-    set_grad(G, [[0.5, 0.5]])
-    opt.step()
-    assert G.weight.tolist() == [[2.5, 0]]
-    assert rg.weights("G")[0].theta.tolist() == [[2.5, pytest.approx(0.05)]]
-
-
-WRITES: dict[str, Callable[[nn.Linear, Tensor], Any]] = {
-    "load_state_dict": lambda G, x: G.load_state_dict({"weight": x}),
-    "data.copy_": lambda G, x: G.weight.data.copy_(x),
-    "data =": lambda G, x: setattr(G.weight, "data", x.clone()),
-}
-
-
-@pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize(
-    "then",
-    ["step", "end_epoch", "end_epoch with a target", "go_dense", "refresh", "detach dense", "detach sparse", "state"],
-)
-def test_a_dense_checkpoint_after_attach_loses_nothing(write: str, then: str) -> None:
-    """[1, .05 | dormant] becomes [3, .07, 4 ...]: live values are taken, the others wait as dormant ones."""
-    G = linear([[1.0, 0.05, 2.0, 0.02]])
-    opt = sgd(G)
-    policy: dict[str, Any] = dict(FIXED)
-    if then == "end_epoch with a target":
-        policy["target"] = {"G": 0.5, "by": 0, "shape": "constant"}
-    rg = rgplug.attach(G, policy=policy)
-    (w,) = rg.weights("G")
-    WRITES[write](G, torch.tensor([[3.0, 0.0625, 4.0, 0.03125]]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if then == "step":
-            set_grad(G, 0.0)
-            opt.step()
-        elif then == "end_epoch":
-            rg.end_epoch(1.0)
-            set_grad(G, 0.0)
-            opt.step()
-        elif then == "end_epoch with a target":
-            rg.end_epoch(1.0)
-        elif then == "go_dense":
-            rg.networks["G"].go_dense()
-        elif then == "refresh":
-            rg.networks["G"].refresh_all()
-        elif then == "state":
-            state = copy.deepcopy(rg.state_dict())
-            rg.load_state_dict(state)
-            set_grad(G, 0.0)
-            opt.step()
-        else:
-            rg.detach(finish="dense" if then == "detach dense" else "sparse")
-    assert w.theta.tolist() == [[3.0, 0.0625, 4.0, 0.03125]]
-    dense = then in ("go_dense", "detach dense")
-    assert G.weight.tolist() == ([[3.0, 0.0625, 4.0, 0.03125]] if dense else [[3, 0, 4, 0]])
-
-
-def test_a_dense_checkpoint_is_noticed_and_said_at_the_end_of_the_epoch() -> None:
-    G = linear([[1.0, 0.05, 2.0, 0.02]])
-    opt = sgd(G)
-    rg = rgplug.attach(G, policy=FIXED)
-    G.load_state_dict({"weight": torch.tensor([[3.0, 0.0625, 4.0, 0.0]])})
-    set_grad(G, 0.0)
-    opt.step()
-    with pytest.warns(UserWarning, match="wrote 1 non-zero value.* of G"):
-        record = rg.end_epoch(1.0)
-    assert record.written == {"G": 1}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert rg.end_epoch(1.0).written == {}
-
-
-def test_a_dense_checkpoint_is_noticed_at_the_end_of_the_epoch_without_a_step() -> None:
-    G = linear([[1.0, 0.05, 2.0, 0.02]])
-    opt = sgd(G)
-    rg = rgplug.attach(G, policy={**FIXED, "target": {"G": 0.5, "by": 0, "shape": "constant"}})
-    set_grad(G, 0.0)
-    opt.step()
-    G.load_state_dict({"weight": torch.tensor([[3.0, 0.0625, 4.0, 0.03125]])})
-    with pytest.warns(UserWarning, match="wrote 2 non-zero value.* of G"):
-        rg.end_epoch(1.0)
-
-
-def test_weights_that_the_host_clamps_after_each_step() -> None:
-    """WGAN: live values are clamped, dormant ones are not touched, nobody is warned."""
-    G = linear([[1.0, 0.05, -2.0]])
-    opt = sgd(G)
-    rg = rgplug.attach(G, policy=FIXED)
-    for _ in range(3):
-        set_grad(G, [[-0.5, 1.0, 0.5]])
-        opt.step()
-        for p in G.parameters():
-            p.data.clamp_(-0.75, 0.75)
-    assert G.weight.tolist() == [[0.75, 0, -0.75]]
-    assert rg.weights("G")[0].theta.tolist() == [[0.75, pytest.approx(0.05), -0.75]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rg.end_epoch(1.0)
-
-
-def test_an_average_swapped_in_and_out_around_an_evaluation() -> None:
-    """FastGAN: load_params(G, average), draw, load_params(G, backup). Nothing of it may stay."""
-    host = Host()
-    rg = rgplug.attach(host.G, host.D, {"sparsity_weight": 1e-2, "threshold": {"init": 0.05}})
-    host.run(3)
-    thetas = [w.theta for w in rg.weights("G")]
-    backup = [p.detach().clone() for p in host.G.parameters()]
-    for p in host.G.parameters():
-        p.data.copy_(torch.randn_like(p))
-    for p, b in zip(host.G.parameters(), backup):
-        p.data.copy_(b)
-    assert all(torch.equal(w.theta, t) for w, t in zip(rg.weights("G"), thetas))
-
-
-def test_zeros_of_live_weights_are_no_host_writes() -> None:
-    """Live zeros hide as many writes in the count, but never make one up."""
-    G = linear([[1.0, 0.05, 0.0]])
-    opt = sgd(G)
-    rg = rgplug.attach(G, policy={"sparsity_weight": 0.0, "threshold": {"init": -0.1, "task_gradient": False}})
-    set_grad(G, 0.0)
-    opt.step()
-    assert G.mask.all()
-    assert int(rg.networks["G"].written.sum()) == 0
 
 
 # ---- NaN ---------------------------------------------------------------------------------------------------------

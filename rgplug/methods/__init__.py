@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,23 +29,25 @@ class Step:
 class Rule:
     """A method's formulas for one weight where they are those of thresholds; `fused` knows them.
 
-    Pruned iff |theta| / scale <= threshold (of its filter); with `fixed`, also what was pruned before. task_gradient:
-    the thresholds' gradient is wanted; full_weight_gradient: A is multiplied with the surrogate's factor.
+    Pruned iff |theta| / scale <= threshold (of its filter), without a threshold iff pruned before. task_gradient: the
+    thresholds' gradient is wanted; full_weight_gradient: A is multiplied with the surrogate's factor.
     """
 
-    threshold: Tensor  # [filters]
+    threshold: Tensor | None = None  # [filters]
     scale: Tensor | None = None  # 0-dim
     task_gradient: bool = False
     full_weight_gradient: bool = False
-    fixed: bool = False
 
 
-class Method(Protocol):
-    """What the engine asks of a rule. Weight-shaped results are 1.0 / 0.0 in the weight's dtype."""
+FIXED = Rule()  # gradients are masked, masks stay
 
-    prunes: bool  # False: nothing is ever masked
-    recurrent: bool  # False: what is pruned stays pruned
-    guard: float  # a layer that would keep at most this share keeps all
+
+class Method:
+    """What the engine asks of a rule; the defaults prune nothing. Weight-shaped results are 1.0 / 0.0 in its dtype."""
+
+    prunes = True  # False: nothing is ever masked, and no mask is stored
+    recurrent = True  # False: what is pruned stays pruned
+    guard = 0.0  # a layer that would keep at most this share keeps all
 
     def attach(self, weight: MaskedWeight) -> None:
         """Give a weight what the method keeps per weight (thresholds)."""
@@ -57,16 +59,18 @@ class Method(Protocol):
         """Before the weight's first step: units and the like anew, since hosts load and broadcast after attach."""
 
     def follow(self, weight: MaskedWeight) -> None:
-        """The host has moved the weight to another device or dtype: bring along what `attach` made."""
+        """The host has moved the weight to another device or dtype: bring along what the method keeps of it."""
 
     def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         """What `on_gradient` does, if a Rule says it all; None: it has to be called.
 
         step: the weight's iteration that is coming; None for an auxiliary step.
         """
+        return FIXED
 
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         """What `pruned` does, if a Rule says it all; None: it has to be called. step: the iteration just made."""
+        return FIXED
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
@@ -76,24 +80,28 @@ class Method(Protocol):
 
     def lr_factor(self, step: int) -> float:
         """What the host's learning rate is multiplied with for iteration `step` of the network."""
+        return 1.0
 
     def measure(self, weight: MaskedWeight) -> None:
         """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""
 
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
-        """The entries to prune, from theta (held in `weight.dormant`)."""
+        """The entries to prune, from theta (held in `weight.dormant`); here: those that are."""
+        return torch.logical_not(weight.mask).to(weight.param.dtype)
 
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
         """The layer was about to empty where `keep` (0-dim) is 0; all of it is kept."""
 
     def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
         """Value of the regularizer, or None."""
+        return None
 
     def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None:
         """Move the network as a whole so that the share `keep` of its weights is kept."""
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         """Everything of one weight that a resume needs, as tensors and numbers."""
+        return {}
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         """The reverse of `state_of`."""

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Rule, Step, threshold
+from rgplug.methods import Method, Rule, Step, threshold
 from rgplug.methods.threshold_optimizer import ThresholdOptimizer
 from rgplug.policy import Policy
 
 
-class LearnedThresholds:
+class LearnedThresholds(Method):
     """One threshold per output filter, moved by the task's gradient through the mask and by lambda * sum exp(-t)."""
-
-    prunes = True
 
     def __init__(self, policy: Policy, network: str):
         self.policy = policy.threshold
@@ -52,8 +50,6 @@ class LearnedThresholds:
         weight.threshold = self._threshold(weight).to(device, dtype)
         weight.scale = None if weight.scale is None else weight.scale.to(device, dtype)
         weight.scale_vectors = None if weight.scale_vectors is None else weight.scale_vectors.to(device, dtype)
-
-    def begin(self, weights: list[MaskedWeight]) -> None: ...
 
     def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         return self.rule(weight, step)
@@ -100,9 +96,6 @@ class LearnedThresholds:
             self._measure(w, w.dormant)
             if step.found_inf is not None:
                 _undo(w, before, step.found_inf)
-
-    def lr_factor(self, step: int) -> float:
-        return 1.0
 
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)

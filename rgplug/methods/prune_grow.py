@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from rgplug import kernels
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Rule, Step
+from rgplug.methods import FIXED, Method, Rule, Step
 from rgplug.policy import CyclePolicy
 
 
@@ -32,71 +31,35 @@ def smallest(theta: Tensor, sparsity: float) -> Tensor:
     return out.view(theta.shape)
 
 
-class PruneGrow:
+class PruneGrow(Method):
     """Sparse phases prune the smallest weights of each layer; dense phases let them grow again from 0, slowly."""
-
-    prunes = True
-    recurrent = True
-    guard = 0.0
 
     def __init__(self, policy: CyclePolicy):
         self.policy = policy
-        self._levels: dict[str, Tensor] = {}
-
-    def attach(self, weight: MaskedWeight) -> None: ...
-
-    def begin(self, weights: list[MaskedWeight]) -> None: ...
 
     def start(self, weight: MaskedWeight) -> None:
         """Without warm-up the first iteration is sparse; the host has its weights by now."""
         if is_sparse(self.policy, 1):
             weight.set_mask(~smallest(weight.theta, self.policy.sparsity))
 
-    def follow(self, weight: MaskedWeight) -> None:
-        self._levels.pop(weight.name, None)
-
     def lr_factor(self, step: int) -> float:
         """Dense phases after the warm-up train with the lower learning rate."""
         return 1.0 if step <= self.policy.warm_up or is_sparse(self.policy, step) else self.policy.lr
 
-    def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
-        level = self._levels.get(weight.name)
-        if level is None:
-            dtype = torch.promote_types(weight.param.dtype, torch.float32)
-            level = torch.full((weight.layout.filters,), -1.0, dtype=dtype, device=weight.param.device)
-            self._levels[weight.name] = level
-        return Rule(level, fixed=True)
-
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
-        return None if self._turns(step) else self.gradient_rule(weight, step)
-
-    def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None: ...
+        return None if self._turns(step) else FIXED
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
         for w in weights:
             if not step.auxiliary and self._turns(w.steps):
                 kernels.keep_(w.dormant, w.bits())  # what was pruned is 0, and grows from there
 
-    def measure(self, weight: MaskedWeight) -> None: ...
-
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         if not self._turns(weight.steps):
-            return torch.logical_not(weight.mask).to(weight.param.dtype)
+            return super().pruned(weight, scratch)
         if is_sparse(self.policy, weight.steps + 1):
             return smallest(weight.dormant, self.policy.sparsity).to(weight.param.dtype)
         return torch.zeros_like(weight.param)
-
-    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None: ...
-
-    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
-        return None
-
-    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None: ...
-
-    def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
-        return {}
-
-    def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None: ...
 
     def _turns(self, step: int | None) -> bool:
         """Whether the phase changes after iteration `step`."""

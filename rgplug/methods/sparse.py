@@ -16,7 +16,7 @@ from torch import Tensor
 from rgplug import kernels
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Rule, Step
+from rgplug.methods import FIXED, Method, Rule, Step
 from rgplug.methods.allocation import exact_counts, layer_densities, random_mask
 from rgplug.policy import ExplorationPolicy, MaskPolicy, Policy
 
@@ -46,12 +46,8 @@ def explore(theta: Tensor, mask: Tensor, score: Tensor, drop: int) -> Tensor:
     return kept.view(mask.shape)
 
 
-class Sparse:
+class Sparse(Method):
     """Random masks of a given density; with `exploration` for the network, exchanged every so many of its steps."""
-
-    prunes = True
-    recurrent = True  # what explores may come back
-    guard = 0.0  # the density is what was asked for
 
     def __init__(self, policy: Policy, network: str):
         self.network = network
@@ -59,14 +55,11 @@ class Sparse:
         explores = policy.exploration is not None and network in policy.exploration.networks
         self.exploration: ExplorationPolicy | None = policy.exploration if explores else None
         self.density: float = policy.of(policy.masks.density, network)
-        self._levels: dict[str, Tensor] = {}  # below every magnitude: the fixed mask alone decides
         self._active: dict[str, int] = {}
         self._scores: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
         self._new: dict[str, Tensor] = {}
         self._random: dict[str, torch.Generator] = {}
-
-    def attach(self, weight: MaskedWeight) -> None: ...
 
     def begin(self, weights: list[MaskedWeight]) -> None:
         """Masks that are the same for the same seed, network and weight, on whatever device."""
@@ -82,11 +75,7 @@ class Sparse:
             self._active[w.name] = int(mask.sum())
             self._random[w.name] = generator
 
-    def start(self, weight: MaskedWeight) -> None: ...
-
     def follow(self, weight: MaskedWeight) -> None:
-        for held in (self._levels, self._scores, self._new):
-            held.pop(weight.name, None)
         if weight.name in self._momentum:
             self._momentum[weight.name] = self._momentum[weight.name].to(weight.param)
 
@@ -94,10 +83,10 @@ class Sparse:
         grow = None if self.exploration is None else self.exploration.grow
         if grow == "momentum" or (grow == "gradient" and self._explores(step)):
             return None  # the dense gradient is looked at
-        return self._fixed(weight)
+        return FIXED
 
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
-        return None if self._explores(step) else self._fixed(weight)
+        return None if self._explores(step) else FIXED
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         p = self.exploration
@@ -132,21 +121,9 @@ class Sparse:
         drop = math.ceil(drop_fraction(p, w.steps) * self._active[w.name])
         self._new[w.name] = explore(w.dormant, w.mask, score, drop)
 
-    def lr_factor(self, step: int) -> float:
-        return 1.0
-
-    def measure(self, weight: MaskedWeight) -> None: ...
-
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
-        kept = self._new.pop(weight.name, weight.mask)
-        return torch.logical_not(kept).to(weight.param.dtype)
-
-    def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None: ...
-
-    def regularizer(self, weights: list[MaskedWeight]) -> Tensor | None:
-        return None
-
-    def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None: ...
+        new = self._new.pop(weight.name, None)
+        return super().pruned(weight, scratch) if new is None else torch.logical_not(new).to(weight.param.dtype)
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         state: dict[str, Any] = {"active": self._active[weight.name]}
@@ -166,11 +143,3 @@ class Sparse:
     def _explores(self, step: int | None) -> bool:
         p = self.exploration
         return p is not None and step is not None and step > 0 and step % p.every == 0 and step < p.end
-
-    def _fixed(self, weight: MaskedWeight) -> Rule:
-        level = self._levels.get(weight.name)
-        if level is None:
-            dtype = torch.promote_types(weight.param.dtype, torch.float32)
-            level = torch.full((weight.layout.filters,), -1.0, dtype=dtype, device=weight.param.device)
-            self._levels[weight.name] = level
-        return Rule(level, fixed=True)

@@ -1,11 +1,8 @@
-"""What the adapters share: patches that can be undone, and one training run of a host under rgplug."""
+"""One training run of a host under rgplug: attach, the moving average, sidecars, evaluations."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import rgplug
 from rgplug import state
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
+from rgplug.evaluation import Hidden, hide_pruned, named_tensors, show_hidden
 from rgplug.history import Record
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.network import Network
@@ -28,110 +26,9 @@ SIDECAR = ".rgplug.safetensors"
 
 
 def say(text: str) -> None:
-    """One line on the host's output, from the first rank and the main process only."""
+    """One line on the host's output, from the first rank only."""
     if rank() == 0:
         print(f"rgplug: {text}", flush=True)
-
-
-# ---- patches -------------------------------------------------------------------------------------------------------
-
-
-class Patches:
-    """Replacements of names in a host's modules, classes and namespaces, in the order in which they were made."""
-
-    def __init__(self) -> None:
-        self._made: list[tuple[Any, str, Any]] = []
-
-    def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """owner.name (or owner[name], for a namespace) becomes make(original)."""
-        original = owner[name] if isinstance(owner, dict) else getattr(owner, name)
-        self._set(owner, name, make(original))
-        self._made.append((owner, name, original))
-
-    def undo(self) -> None:
-        while self._made:
-            self._set(*self._made.pop())
-
-    @staticmethod
-    def _set(owner: Any, name: str, value: Any) -> None:
-        if isinstance(owner, dict):
-            owner[name] = value
-        else:
-            setattr(owner, name, value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """A repository that an adapter knows."""
-
-    name: str
-    version: str  # the commit that the adapter was written and tested against
-    script: str = "train.py"
-
-    def seam(self, module: str, *path: str) -> Any:
-        """The object `path` in a module of the host. Raises RgplugError where it is missing."""
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            if error.name and error.name.partition(".")[0] != module.partition(".")[0]:
-                raise  # the host is there, and something that it needs is not
-            raise self.unknown(f"there is no module {module}") from error
-        for i, name in enumerate(path):
-            if not hasattr(found, name):
-                raise self.unknown(f"{'.'.join((module, *path[:i]))} has no {name}")
-            found = getattr(found, name)
-        return found
-
-    def unknown(self, missing: str) -> RgplugError:
-        return RgplugError(
-            f"this is not {self.name} as rgplug knows it (version {self.version}): {missing}; call install() at the "
-            f"top level of its {self.script}, after the imports, in that repository or a fork that keeps its structure"
-        )
-
-
-class Adapter:
-    """install() and uninstall() of one host. `hook` makes the patches; it may raise, and leaves nothing behind then."""
-
-    def __init__(self, host: Host):
-        self.host = host
-        self.patches: Patches | None = None
-        self._given: Any = None
-
-    def install(self, policy: Any, hook: Callable[[Patches, Policy], str], **options: Any) -> None:
-        """Patch the host once in this process; `hook` returns what it hooked, for the one line that is printed."""
-        loaded = Policy.load(policy)
-        if self.patches is not None:
-            if (loaded, options) != self._given:
-                raise RgplugError(
-                    f"the adapter for {self.host.name} is installed already, with another policy or other options; "
-                    "call uninstall() first"
-                )
-            return
-        patches = Patches()
-        try:
-            hooked = hook(patches, loaded)
-        except BaseException:
-            patches.undo()
-            raise
-        self.patches, self._given = patches, (loaded, options)
-        if multiprocessing.current_process().name == "MainProcess":  # data loaders' workers import train.py too
-            name = policy if isinstance(policy, (str, Path)) else loaded.method
-            say(f"{self.host.name} {self.host.version}: hooked {hooked}; policy {name}")
-
-    def uninstall(self) -> None:
-        if self.patches is not None:
-            self.patches.undo()
-            self.patches = None
-
-
-def importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-# ---- a run ---------------------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -147,8 +44,8 @@ class Run:
         self.networks: dict[str, nn.Module] = {}
         self.rg: Controller | None = None
         self._averages: Callable[[], Mapping[str, Tensor]] = dict
-        self._hidden: dict[str, tuple[Tensor, Tensor]] | None = None  # weight -> (where, value) while masked
-        self._resumed_ema: dict[str, tuple[Tensor, Tensor]] = {}  # weight -> (where, value) of the saved average
+        self._hidden: Hidden | None = None  # while the average is masked
+        self._resumed_ema: Hidden = {}  # of the saved average
         self._waiting: dict[Path, dict[str, Any]] = {}  # sidecars written since the last decision
 
     @property
@@ -193,7 +90,7 @@ class Run:
         self._averages = find
 
     def averages_of(self, module: nn.Module) -> None:
-        self.averages(lambda: {name: p.detach() for name, p in module.named_parameters()})
+        self.averages(lambda: named_tensors(module))
 
     def meet_target(self) -> None:
         """Masks are what they will be at the evaluation: what is drawn, saved and measured is one generator."""
@@ -207,23 +104,13 @@ class Run:
             return
         self.meet_target()
         averages = self._averages()
-        if not net.sparse or not averages:
-            return
-        self._hidden = {}
-        with torch.no_grad():
-            for w in net.weights:
-                average, pruned = averages[w.name], ~w.mask
-                pruned = pruned.to(average.device)
-                self._hidden[w.name] = (pruned, average[pruned])
-                average.masked_fill_(pruned, 0)
+        if net.sparse and averages:
+            self._hidden = hide_pruned(averages, net)
 
     def unmask_ema(self) -> None:
         """The averages as the host made them, bit for bit."""
         if self._hidden is not None:
-            averages = self._averages()
-            with torch.no_grad():
-                for name, (pruned, values) in self._hidden.items():
-                    averages[name][pruned] = values
+            show_hidden(self._averages(), self._hidden)
             self._hidden = None
 
     @contextmanager
@@ -273,12 +160,7 @@ class Run:
 
     def resume_ema(self) -> None:
         """What the mask hid of the saved moving average comes back, once the host has loaded it."""
-        averages = self._averages()
-        with torch.no_grad():
-            for name, (pruned, values) in self._resumed_ema.items():
-                if name in averages:
-                    average = averages[name]
-                    average[pruned.to(average.device)] = values.to(average)
+        show_hidden(self._averages(), self._resumed_ema)
         self._resumed_ema = {}
 
     # ---- evaluations ----
