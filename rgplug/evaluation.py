@@ -53,8 +53,8 @@ def hide_pruned(copies: Mapping[str, Tensor], net: Network) -> Hidden:
 
     Raises RgplugError for the tensors of another network.
     """
-    hidden: Hidden = {}
-    for w in net.weights if net.sparse else ():
+    weights = net.weights if net.sparse else []
+    for w in weights:  # all of them first: nothing is changed in a network that does not fit
         copied = copies.get(w.name)
         if copied is None or copied.shape != w.param.shape:
             found = "missing" if copied is None else f"of shape {list(copied.shape)}"
@@ -62,6 +62,9 @@ def hide_pruned(copies: Mapping[str, Tensor], net: Network) -> Hidden:
                 f"{w.name} of {net.label} has shape {list(w.param.shape)} and is {found} in the network that is "
                 f"to get its mask; give a copy of {net.label}"
             )
+    hidden: Hidden = {}
+    for w in weights:
+        copied = copies[w.name]
         pruned = ~w.mask.to(copied.device)
         hidden[w.name] = (pruned, copied[pruned])
         copied.masked_fill_(pruned, 0)

@@ -108,6 +108,15 @@ def tree(where: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass
+class Story:
+    """A run that was resumed; `first` and `second` hold what was there after each half."""
+
+    run: HostRun
+    first: Path
+    second: Path
+
+
 def shapes(where: Path, size: int, count: int = 32) -> Path:
     """A folder of coloured shapes."""
     where = where / f"shapes{size}"

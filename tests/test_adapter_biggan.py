@@ -7,13 +7,12 @@ Then eight more from there, with evaluations forced down.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from host_runs import HostRun, cifar, folder, history
+from host_runs import HostRun, Story, cifar, folder, history
 
 from rgplug import state
 
@@ -43,19 +42,12 @@ with torch.no_grad():
 """
 
 
-@dataclass
-class Story:
-    run: HostRun
-    first: Path
-    second: Path
+def weights(story: Story) -> Path:
+    return story.run.where / "base" / "weights" / "t"
 
-    @property
-    def weights(self) -> Path:
-        return self.run.where / "base" / "weights" / "t"
 
-    @property
-    def logs(self) -> Path:
-        return self.run.where / "base" / "logs" / "t"
+def logs(story: Story) -> Path:
+    return story.run.where / "base" / "logs" / "t"
 
 
 def train(run: HostRun, script: Path, data: Path, *more: str, **environment: str) -> str:
@@ -81,7 +73,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         witness.mkdir()
         environment = {"RGPLUG_TEST_FID": str(where / f"{values}.txt"), "RGPLUG_TEST_WITNESS": str(witness)}
         (witness / "stdout.txt").write_text(train(run, script, data, *options, **environment))
-        for kept in [*story.weights.glob("*.pth"), *story.weights.glob("*.safetensors"), story.logs / "history.jsonl"]:
+        for kept in [
+            *weights(story).glob("*.pth"),
+            *weights(story).glob("*.safetensors"),
+            logs(story) / "history.jsonl",
+        ]:
             (witness / kept.name).write_bytes(kept.read_bytes())
     return story
 
@@ -104,7 +100,7 @@ def test_it_trains_sparse_with_the_hosts_fid(story: Story) -> None:
 
 
 def test_numbers_in_the_hosts_log(story: Story) -> None:
-    lines = [json.loads(x) for x in (story.logs.parent / "t_log.jsonl").read_text().splitlines()]
+    lines = [json.loads(x) for x in (logs(story).parent / "t_log.jsonl").read_text().splitlines()]
     assert lines[3]["rgplug_density_G"] == pytest.approx(0.5, abs=0.005)
     assert lines[3]["rgplug_sparse"] == 1
 
@@ -145,7 +141,7 @@ def test_snapshots_are_what_was_evaluated(story: Story) -> None:
 
 
 def test_the_hosts_eval_py_loads_the_snapshots(story: Story) -> None:
-    network = story.weights / "G_ema_best0.pth"
+    network = weights(story) / "G_ema_best0.pth"
     story.run(
         folder("biggan") / "eval.py", "--base_root=base", f"--network={network}", "--repeat=1", *OPTIONS, plain=True
     )

@@ -5,14 +5,13 @@ Eight iterations, each evaluated by rgplug; the last value is forced up (dense).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from host_runs import HostRun, folder, history, shapes
+from host_runs import HostRun, Story, folder, history, shapes
 
 from rgplug import state
 
@@ -33,15 +32,8 @@ with torch.no_grad():
 """
 
 
-@dataclass
-class Story:
-    run: HostRun
-    first: Path
-    second: Path
-
-    @property
-    def models(self) -> Path:
-        return self.run.where / "out" / "train_results" / "t" / "models"
+def models(story: Story) -> Path:
+    return story.run.where / "out" / "train_results" / "t" / "models"
 
 
 def train(run: HostRun, script: Path, data: Path, *more: str, **environment: str) -> str:
@@ -65,15 +57,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     (where / "up.txt").write_text("1 1 1 1 1 1 1 9")
     (where / "down.txt").write_text("0.1")
     story = Story(run, where / "first", where / "second")
-    models = story.models
+    saved = models(story)
     for witness, values, options in (
         (story.first, "up", ["--iter=8"]),
-        (story.second, "down", ["--iter=9", f"--ckpt={models / 'all_8.pth'}"]),
+        (story.second, "down", ["--iter=9", f"--ckpt={saved / 'all_8.pth'}"]),
     ):
         witness.mkdir()
         environment = {"RGPLUG_TEST_FID": str(where / f"{values}.txt"), "RGPLUG_TEST_WITNESS": str(witness)}
         (witness / "stdout.txt").write_text(train(run, script, data, *options, **environment))
-        for kept in [*models.iterdir(), models.parent / "history.jsonl"]:
+        for kept in [*saved.iterdir(), saved.parent / "history.jsonl"]:
             (witness / kept.name).write_bytes(kept.read_bytes())
     return story
 
@@ -140,7 +132,7 @@ def test_snapshots_are_what_was_evaluated(story: Story) -> None:
 def test_the_hosts_eval_py_draws(story: Story) -> None:
     script = folder("fastgan") / "eval.py"
     story.run(
-        script, f"--artifacts={story.models.parent}", "--start_iter=8", "--end_iter=8", "--multiplier=1",
+        script, f"--artifacts={models(story).parent}", "--start_iter=8", "--end_iter=8", "--multiplier=1",
         "--n_sample=2", "--batch=2", "--im_size=256", plain=True,
     )  # fmt: skip
     assert len(list((story.run.where / "eval_8" / "img").iterdir())) == 2
@@ -155,10 +147,10 @@ def test_evaluating_leaves_the_run_as_it_was(tmp_path: Path) -> None:
         run = HostRun("fastgan", tmp_path / name)
         script = run.script("train.py", given, **({} if given is None else {"every": 1}))
         train(run, script, data, "--iter=2")
-        models = run.where / "out" / "train_results" / "t" / "models"
-        found.append([torch.load(models / f"{n}.pth", weights_only=True) for n in ("2", "all_2")])
+        saved = run.where / "out" / "train_results" / "t" / "models"
+        found.append([torch.load(saved / f"{n}.pth", weights_only=True) for n in ("2", "all_2")])
         if given is not None:
-            assert len(history(models.parent)) == 2
+            assert len(history(saved.parent)) == 2
     same(found[0], found[1], "")
 
 

@@ -343,3 +343,14 @@ def test_two_forwards_before_one_backward_with_masks_that_change_in_between() ->
 def test_ramp_policy_prunes() -> None:
     _, rg = attached(RAMP, steps=5)
     assert min(rg.density().values()) < 1
+
+
+def test_a_copy_that_does_not_fit_stays_as_it_is() -> None:
+    G = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    rg = rgplug.attach(G, None, {"threshold.init": 0.3})
+    assert not rg.weights("G")[0].mask.all()
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5))
+    before = other[0].weight.clone()
+    with pytest.raises(RgplugError, match=r"1.weight of G has shape \[3, 4\] and is of shape \[5, 4\]"):
+        rg.apply_masks(other)
+    assert torch.equal(other[0].weight, before)
