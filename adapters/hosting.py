@@ -12,7 +12,7 @@ from typing import Any
 
 from rgplug.adapters.run import say
 from rgplug.errors import RgplugError
-from rgplug.policy import Policy
+from rgplug.policy import Policy, from_environment
 
 
 class Patches:
@@ -78,7 +78,7 @@ class Adapter:
 
     def install(self, policy: Any, hook: Callable[[Patches, Policy], str], **options: Any) -> None:
         """Patch the host once in this process; `hook` returns what it hooked, for the one line that is printed."""
-        loaded = Policy.load(policy)
+        loaded = from_environment(Policy.load(policy))
         if self.patches is not None:
             if (loaded, options) != self._given:
                 raise RgplugError(

@@ -15,12 +15,13 @@ import rgplug
 from rgplug import state
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Hidden, hide_pruned, named_tensors, show_hidden
+from rgplug.evaluation import Hidden, hide_pruned, show_hidden
 from rgplug.history import Record
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.processes import rank
+from rgplug.select import named_tensors
 
 SIDECAR = ".rgplug.safetensors"
 

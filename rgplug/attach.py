@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rgplug import layers, select
+from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method
+from rgplug.methods.balance import BalanceRatio
 from rgplug.methods.dense import Dense
 from rgplug.methods.learned_thresholds import LearnedThresholds
 from rgplug.methods.prune_grow import PruneGrow
 from rgplug.methods.sparse import Sparse
 from rgplug.network import Network
-from rgplug.policy import NetworkPolicy, Policy
+from rgplug.policy import NetworkPolicy, Policy, from_environment
+from rgplug.snapshot import Start
 
 
 def attach(
@@ -37,7 +41,7 @@ def attach(
     The networks keep their Parameters, state-dict keys, forward and pickles. Raises RgplugError, with everything left
     as it was, for a wrong policy, networks attached before, patterns that match nothing, a network without weights.
     """
-    policy = Policy.load(policy)
+    policy = from_environment(Policy.load(policy))
     modules = {"G": G} if D is None else {"G": G, "D": D}
     _check_modules(modules)
     candidates: dict[str, list[select.Candidate]] = {}
@@ -49,20 +53,47 @@ def attach(
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
     _check_shared(candidates)
     _check_free(candidates)
-    networks = {label: _network(label, modules[label], found, policy) for label, found in candidates.items()}
-    controller = Controller(networks, candidates, policy, _as_list(optimizers), modules)
+    began = {label: {n: t.clone() for n, t in select.named_tensors(m).items()} for label, m in modules.items()}
+    try:
+        controller = _controller(modules, candidates, policy, optimizers)
+    except BaseException:
+        with torch.no_grad():
+            for label, module in modules.items():
+                for name, tensor in select.named_tensors(module).items():
+                    tensor.copy_(began[label][name])
+        raise
+    networks = controller.networks
     for net in networks.values():
         for w in net.weights:
             layers.swap(w.module, w)
-        if net.sparse and policy.threshold.init > 0:
+        if net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
             net.refresh_all()
     for module in modules.values():
         attached_networks[select.unwrap(module)] = controller
     return controller
 
 
-def _network(label: str, module: nn.Module, candidates: list[select.Candidate], policy: Policy) -> Network:
-    method = _method(policy, label)
+def _controller(
+    modules: Mapping[str, nn.Module],
+    candidates: dict[str, list[select.Candidate]],
+    policy: Policy,
+    optimizers: Any,
+) -> Controller:
+    """The controller, once the weights that the policy starts from are loaded and masks are drawn."""
+    start = None
+    if policy.start is not None:
+        start = Start(policy.start.weights, policy.start.networks, policy.start.optimizers)
+        start.load(modules)
+    ratio = None if policy.balance is None else BalanceRatio(policy.balance.window)
+    networks = {label: _network(label, modules[label], found, policy, ratio) for label, found in candidates.items()}
+    meter = None if ratio is None else BalanceMeter(policy, ratio, modules, networks)
+    return Controller(networks, candidates, policy, _as_list(optimizers), modules, start, meter)
+
+
+def _network(
+    label: str, module: nn.Module, candidates: list[select.Candidate], policy: Policy, ratio: BalanceRatio | None
+) -> Network:
+    method = _method(policy, label, ratio)
     weights = []
     for c in candidates:
         if not c.reason:
@@ -72,12 +103,12 @@ def _network(label: str, module: nn.Module, candidates: list[select.Candidate], 
     return Network(label, module, weights, policy, method)
 
 
-def _method(policy: Policy, label: str) -> Method:
+def _method(policy: Policy, label: str, ratio: BalanceRatio | None) -> Method:
     made: dict[str, Callable[[], Method]] = {
         "dense": Dense,
-        "sparse": lambda: Sparse(policy, label),
+        "sparse": lambda: Sparse(policy, label, ratio),
         "re-gan": lambda: PruneGrow(policy.cycle) if label in policy.cycle.networks else Dense(),
-        "rg-gan": lambda: LearnedThresholds(policy, label),
+        "rg-gan": lambda: LearnedThresholds(policy, label) if label in policy.threshold.networks else Dense(),
     }
     return made[policy.method]()
 

@@ -13,19 +13,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rgplug import history, layers, select, state
+from rgplug import history, layers, select, snapshot, state
 from rgplug.accounting import Accounting
+from rgplug.balance_meter import BalanceMeter
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Evaluation, hide_pruned, named_tensors, update_average
+from rgplug.evaluation import Evaluation, hide_pruned, update_average
 from rgplug.hooks import StepHooks
+from rgplug.logs import open_logger
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
 from rgplug.monitor import Monitor
 from rgplug.network import Network
+from rgplug.observers import Snapshots, StartedOptimizers, copies, moments_of
 from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank, rank
 from rgplug.regeneration import AugmentedRegeneration
+from rgplug.select import named_tensors
 from rgplug.state import fit
 
 Phase = Literal["sparse", "dense"]
@@ -41,6 +45,8 @@ class Controller:
         policy: Policy,
         optimizers: Iterable[Any] | None,
         modules: Mapping[str, nn.Module],
+        start: snapshot.Start | None = None,
+        balance: BalanceMeter | None = None,
     ):
         self.policy = policy
         self.networks = networks
@@ -54,6 +60,11 @@ class Controller:
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
         self.monitor = Monitor(networks, self.accounting)
+        self._balance = balance
+        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
+        started = None if start is None else StartedOptimizers(start, self.modules)
+        self.hooks.observers += [o for o in (started, self._snapshots, balance) if o is not None]
+        self.loggers = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
@@ -98,6 +109,8 @@ class Controller:
     def before_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call before their step, gradients unscaled."""
         net = self._network(network)
+        for observer in self.hooks.observers:
+            observer.before_step(network, None)
         net.before_step(net.weights)
 
     def after_step(self, network: str) -> None:
@@ -107,6 +120,18 @@ class Controller:
         """
         net = self._network(network)
         net.after_step(net.weights, Step(regularizer=net.take_regularizer(net.weights, None)))
+        for observer in self.hooks.observers:
+            observer.after_step(network)
+
+    def observe(self, real: Any, z: Any) -> None:
+        """The batch that the balance ratio is measured on (ADAPT), once per iteration before G's step.
+
+        real: what D is called with for real images; z: what G is called with; tensors, or tuples where there are labels
+        too, which D gets with G's images as well. Needed only where the policy names no real images, or D takes more
+        than images. Without `balance` in the policy it does nothing.
+        """
+        if self._balance is not None:
+            self._balance.observe(real, z)
 
     def end_epoch(
         self,
@@ -157,6 +182,10 @@ class Controller:
                 history.truncate(folder / "history.jsonl", self.epoch - 1)
             history.append(folder / "history.jsonl", record)
             self.save(folder / "rgplug.safetensors")
+        for logger in self.loggers:
+            logger.write(record)
+        if self._snapshots is not None:
+            self._snapshots.evaluated()
         return record
 
     def evaluate(self, *, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None) -> MetricValue:
@@ -241,6 +270,7 @@ class Controller:
             "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
             "last_counts": {k: list(v) for k, v in self.monitor.last_counts.items()},
             "accounting": self.accounting.state_dict(),
+            "balance": None if self._balance is None else self._balance.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
         }
 
@@ -258,6 +288,8 @@ class Controller:
             self.regeneration.load_state_dict(state["regeneration"])
         self.monitor.last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
         self.accounting.load_state_dict(state["accounting"])
+        if self._balance is not None and state.get("balance") is not None:
+            self._balance.load_state_dict(state["balance"])
         self.records = []
 
     def save(self, path: str | Path) -> None:
@@ -267,6 +299,12 @@ class Controller:
     def load(self, path: str | Path) -> None:
         """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
         self.load_state_dict(state.load(path))
+
+    def snapshot(self, path: str | Path) -> None:
+        """Write both networks as they are (parameters, buffers; a pruned weight as 0) and their optimizers' moments, for
+        a run that starts from them: policy.start: {weights: path}."""
+        moments = {label: moments_of(net, self.modules[label]) for label, net in self.networks.items()}
+        snapshot.save(Path(path), copies(self.modules), moments)
 
     def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
         """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.
@@ -283,6 +321,8 @@ class Controller:
         in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is")."""
         if not self._attached:
             return
+        if self._snapshots is not None:
+            self._snapshots.evaluated()
         finish = finish or self.policy.finish
         if finish not in ("sparse", "dense", "as-is"):
             raise RgplugError(f"detach got finish {finish!r}; allowed: sparse | dense | as-is")
@@ -297,6 +337,8 @@ class Controller:
         self.hooks.remove()
         for module in self.modules.values():
             attached_networks.pop(select.unwrap(module), None)
+        for logger in self.loggers:
+            logger.close()
         self._attached = False
 
     def __enter__(self) -> Controller:

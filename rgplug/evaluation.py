@@ -14,7 +14,7 @@ from rgplug.methods.averages import average_, sparse_average_
 from rgplug.metrics import Evaluator, MetricValue, evaluate_generator
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.policy import MetricPolicy
-from rgplug.select import walk
+from rgplug.select import named_tensors
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -103,16 +103,6 @@ def update_average(average: nn.Module, network: nn.Module, net: Network, beta: f
             sparse_average_(copies[name], value, masks[name].to(copies[name].device), beta)
         else:
             average_(copies[name], value, beta)
-
-
-def named_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under the names that managed weights have (wrappers left out)."""
-    return {
-        f"{prefix}.{name}" if prefix else name: tensor.detach()
-        for prefix, module in walk(network)
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
 
 
 def masked_values(ema: Any, generator: nn.Module, net: Network) -> Any:

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
+from rgplug.observers import Observer
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -34,6 +35,7 @@ class StepHooks:
 
     def __init__(self, networks: list[Network], optimizers: Iterable[Any] | None):
         self.networks = networks
+        self.observers: list[Observer] = []
         self._by_param = {id(w.param): (net, w) for net in networks for w in net.weights}
         self._owned: weakref.WeakKeyDictionary[Any, _Owned] = weakref.WeakKeyDictionary()
         self._running: FrameType | None = None  # the frame of the step that is under way
@@ -114,6 +116,8 @@ class StepHooks:
                 for group in {id(g): g for g in groups.values()}.values():
                     self._scaled.append((group, group["lr"]))
                     group["lr"] = group["lr"] * factor
+            for observer in self.observers:
+                observer.before_step(net.label, optimizer)
             net.before_step(weights, getattr(optimizer, "grad_scale", None))
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -131,6 +135,8 @@ class StepHooks:
                 regularizer=net.take_regularizer(weights, scale),
             )
             net.after_step(weights, step)
+            for observer in self.observers:
+                observer.after_step(net.label)
 
     def _restore_lr(self) -> None:
         """The host's own learning rates: a method's factor holds for one step, whatever schedulers do meanwhile."""

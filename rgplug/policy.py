@@ -6,6 +6,7 @@ one, a wrong value with its path and the values that are allowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, Literal
 import yaml
 
 from rgplug import schema
-from rgplug.errors import RgplugError
+from rgplug.presets import PRESETS
+from rgplug.validation import check
 
 Units = Literal["absolute", "layer_std", "spectral"]
 
@@ -39,6 +41,7 @@ class ThresholdPolicy:
     optimizer: Literal["inherit"] | Mapping[str, Any] = "inherit"  # or {lr: ..., betas: ..., eps: ...}
     guard: float = 0.01  # a layer that keeps at most this share gets its thresholds back to 0
     min: float | None = None  # thresholds are clamped from below; null: as in the paper, no bound
+    networks: tuple[str, ...] = ("G", "D")  # which have thresholds; others train dense, and are counted
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ class MaskPolicy:
     """Masks that a network begins with (method: sparse)."""
 
     density: float | Mapping[str, float] = 0.1  # of the managed weights; or {G: ..., D: ...}
-    distribution: Literal["erk", "er", "uniform"] = "erk"  # how it is shared out to the layers
+    criterion: Literal["random", "magnitude"] = "random"  # which weights of a layer are kept
+    distribution: Literal["erk", "er", "uniform", "global"] = "erk"  # how it is shared out; global: ranked over layers
     sampling: Literal["exact", "bernoulli"] = "exact"  # counts, or each weight by itself as STU-GAN's code draws them
     seed: int = 0
+    file: str | None = None  # masks that a file holds (a ticket's); the keys above do not count then
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,42 @@ class ExplorationPolicy:
     final: float = 0.005  # and at the end, on a cosine
     end: int = 50000  # steps after which masks stay
     grow: Literal["gradient", "random", "momentum"] = "gradient"
+
+
+@dataclass(frozen=True)
+class BalancePolicy:
+    """ADAPT: D's density follows the balance ratio of G's and D's progress (method: sparse)."""
+
+    lower: float = 0.45  # at or below it D loses weights
+    upper: float = 0.55  # at or above it D gains weights
+    delta: float = 0.05  # of density, per adjustment
+    lowest: float = 0.05
+    highest: float = 1.0
+    exchange: bool = False  # where D may not grow further: exchange weights instead (ADAPT-strict)
+    fraction: float = 0.05  # of a layer's active weights that such an exchange drops
+    every: int = 1000  # steps of D from one adjustment to the next
+    measure: int = 10  # steps of G from one measurement to the next
+    window: int = 100  # measurements that are averaged
+    real: str | None = None  # real images to measure on; null: metric.real, or what the host gives to rg.observe
+    batch: int = 64  # images per measurement, where they come from `real`
+
+
+@dataclass(frozen=True)
+class StartPolicy:
+    """A trained or saved pair that training starts from."""
+
+    weights: str = ""  # snapshot file (rg.snapshot, policy.snapshots)
+    optimizers: bool = False  # the optimizers' moments too, where the host's have none yet
+    networks: tuple[str, ...] = ("G", "D")
+
+
+@dataclass(frozen=True)
+class SnapshotPolicy:
+    """Snapshots that a run leaves for runs after it: initial.safetensors, early.safetensors, trained.safetensors."""
+
+    folder: str = ""
+    early: int | None = None  # iterations of G after which early.safetensors is written; null: never
+    optimizers: bool = True  # the optimizers' moments in trained.safetensors
 
 
 @dataclass(frozen=True)
@@ -132,6 +173,7 @@ class Policy:
     threshold: ThresholdPolicy = field(default_factory=ThresholdPolicy)
     masks: MaskPolicy = field(default_factory=MaskPolicy)
     exploration: ExplorationPolicy | None = None
+    balance: BalancePolicy | None = None
     cycle: CyclePolicy = field(default_factory=CyclePolicy)
     optimizer_state: Literal["keep", "reset"] = "keep"
     regeneration: RegenerationPolicy = field(default_factory=RegenerationPolicy)
@@ -143,6 +185,9 @@ class Policy:
     kernels: Literal["auto", "fused", "eager"] = "auto"  # fused: compiled loops over CPU memory, an error without them
     finish: Literal["sparse", "dense", "as-is"] = "as-is"
     run_dir: str | None = None
+    start: StartPolicy | None = None
+    snapshots: SnapshotPolicy | None = None
+    log: tuple[str, ...] = ()  # tensorboard, wandb: get the numbers of each record
 
     @staticmethod
     def load(source: Policy | Mapping[str, Any] | str | Path) -> Policy:
@@ -153,114 +198,23 @@ class Policy:
         if isinstance(source, Policy):
             source = source.to_dict()
         policy: Policy = schema.build(Policy, schema.resolve(source, PRESETS), "policy")
-        return policy.validated()
+        check(policy)
+        return policy
 
-    def validated(self) -> Policy:
-        """Self, once every range has been checked. Raises RgplugError."""
-        for path, value, low, high in self._ranges():
-            if value is not None and not low <= value <= high:
-                raise RgplugError(f"{path} is {value}; it has to lie between {low:g} and {high:g}")
-        augmented = self.regeneration.augmented
-        recurrent = self.regeneration.recurrent
-        named: dict[str, Any] = {
-            "networks": self.networks,
-            "sparsity_weight": self.sparsity_weight,
-            "threshold.units": self.threshold.units,
-            "batch_size": self.batch_size,
-            "regeneration.recurrent": recurrent,
-            "masks.density": self.masks.density,
-            "cycle.networks": self.cycle.networks,
-            "exploration.networks": self.exploration.networks if self.exploration is not None else (),
-            "regeneration.augmented.networks": augmented.networks if augmented is not None else (),
-        }
-        for key, value in named.items():
-            for name in value if isinstance(value, (Mapping, tuple)) else ():
-                if name not in ("G", "D"):
-                    raise RgplugError(f"policy.{key}.{name} names no network; the networks are G and D")
-        if augmented is not None:
-            if len(augmented.weights) != augmented.window:
-                raise RgplugError(
-                    f"policy.regeneration.augmented.weights has {len(augmented.weights)} values for a window of "
-                    f"{augmented.window}; give one weight for each evaluation in the window"
-                )
-            if abs(sum(augmented.weights) - 1) > 1e-6 or min(augmented.weights) < 0:
-                raise RgplugError(
-                    f"policy.regeneration.augmented.weights sum to {sum(augmented.weights):g}; "
-                    "they have to be positive and sum to 1"
-                )
-        if self.method in ("sparse", "re-gan") and augmented is not None:
-            raise RgplugError(
-                f"policy.regeneration.augmented has no meaning with method: {self.method}, whose pruned weights are "
-                f"gone; set it to false, or begin with base: {self.method}"
-            )
-        if self.method in ("sparse", "re-gan") and self.target is not None:
-            own = "masks: {density: ...}" if self.method == "sparse" else "cycle: {sparsity: ...}"
-            raise RgplugError(f"policy.target steers thresholds; with method: {self.method} give {own}")
-        if self.exploration is not None and self.method != "sparse":
-            raise RgplugError(
-                f"policy.exploration needs method: sparse, and the method is {self.method}; leave it out, or begin "
-                "with base: stu-gan, set or rigl"
-            )
-        if self.target is not None and self.target.G is None and self.target.D is None:
-            raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
-        if self.metric is not None and not self.metric.real:
-            raise RgplugError(
-                "policy.metric.real is missing; name the folder of real images that the metric compares with"
-            )
-        return self
-
-    def _ranges(self) -> list[tuple[str, float | None, float, float]]:
-        inf = float("inf")
-        rows: list[tuple[str, float | None, float, float]] = [
-            ("policy.threshold.guard", self.threshold.guard, 0.0, 1.0),
-            ("policy.threshold.init", self.threshold.init, -inf, 1e30),
-        ]
-        rows += [
-            (f"policy.sparsity_weight.{k}", v, 0.0, inf) for k, v in self._per_network(self.sparsity_weight).items()
-        ]
-        if self.regeneration.augmented is not None:
-            a = self.regeneration.augmented
-            rows += [
-                ("policy.regeneration.augmented.window", a.window, 1, 1000),
-                ("policy.regeneration.augmented.hysteresis", a.hysteresis, 0.0, 1e6),
-                ("policy.regeneration.augmented.dwell", a.dwell, 1, 1e9),
-            ]
-        rows += [(f"policy.masks.density.{k}", v, 1e-9, 1.0) for k, v in self._per_network(self.masks.density).items()]
-        rows += [
-            ("policy.cycle.sparsity", self.cycle.sparsity, 0.0, 0.999),
-            ("policy.cycle.warm_up", self.cycle.warm_up, 0, inf),
-            ("policy.cycle.period", self.cycle.period, 1, inf),
-            ("policy.cycle.lr", self.cycle.lr, 0.0, inf),
-        ]
-        if self.exploration is not None:
-            e = self.exploration
-            rows += [
-                ("policy.exploration.every", e.every, 1, inf),
-                ("policy.exploration.end", e.end, 1, inf),
-                ("policy.exploration.fraction", e.fraction, 0.0, 1.0),
-                ("policy.exploration.final", e.final, 0.0, 1.0),
-            ]
-        if self.target is not None:
-            rows += [(f"policy.target.{n}", getattr(self.target, n), 1e-6, 1.0) for n in ("G", "D")]
-            rows += [("policy.target.start", self.target.start, 0, inf)]
-            rows += [("policy.target.by", self.target.by, self.target.start, inf)]
-        if self.metric is not None:
-            rows += [
-                ("policy.metric.samples", self.metric.samples, 2, inf),
-                ("policy.metric.batch", self.metric.batch, 1, inf),
-            ]
-            rows += [("policy.metric.every", self.metric.every, 1, inf)]
-        if self.batch_size is not None:
-            rows += [(f"policy.batch_size.{k}", v, 1, inf) for k, v in self._per_network(self.batch_size).items()]
-        return rows
+    def changed(self, changes: Mapping[str, Any] | str | Path) -> Policy:
+        """A policy with some keys replaced: {"masks.density": 0.2}, or a YAML file of such keys. Raises RgplugError."""
+        keys = schema.resolve(changes, {})
+        policy: Policy = schema.build(Policy, schema.merge(self.to_dict(), keys), "policy")
+        check(policy)
+        return policy
 
     @staticmethod
-    def _per_network(value: Any) -> dict[str, Any]:
+    def per_network(value: Any) -> dict[str, Any]:
         return dict(value) if isinstance(value, Mapping) else {"G": value, "D": value}
 
     def of(self, value: Any, network: str) -> Any:
         """The value for one network of a setting that may be one value or {G: ..., D: ...}."""
-        return self._per_network(value).get(network)
+        return self.per_network(value).get(network)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of numbers, strings, lists and dicts, fit for YAML and JSON; `Policy.load` reads it back."""
@@ -271,32 +225,13 @@ class Policy:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "rg-gan": {"method": "rg-gan"},
-    "rg-gan-released": {
-        "method": "rg-gan",
-        "sparsity_weight": 1.0e-12,
-        "threshold": {"task_gradient": False, "units": {"G": "absolute", "D": "spectral"}},
-    },
-    "dense": {"method": "dense", "regeneration": {"recurrent": True, "augmented": False}},
-    "sparse": {"method": "sparse", "regeneration": {"recurrent": True, "augmented": False}},
-    "re-gan": {"method": "re-gan", "regeneration": {"recurrent": True, "augmented": False}},
-    "stu-gan": {
-        "method": "sparse",
-        "masks": {"density": {"G": 0.1, "D": 0.3}},
-        "exploration": {"networks": ["G"], "every": 1000, "fraction": 0.5, "grow": "gradient"},
-        "regeneration": {"recurrent": True, "augmented": False},
-    },
-    "set": {
-        "method": "sparse",
-        "exploration": {"networks": ["G", "D"], "fraction": 0.3, "final": 0.3, "grow": "random"},
-        "optimizer_state": "reset",
-        "regeneration": {"recurrent": True, "augmented": False},
-    },
-    "rigl": {
-        "method": "sparse",
-        "exploration": {"networks": ["G", "D"], "every": 100, "fraction": 0.3, "final": 0.0, "grow": "gradient"},
-        "optimizer_state": "reset",
-        "regeneration": {"recurrent": True, "augmented": False},
-    },
-}
+ENVIRONMENT = "RGPLUG_POLICY"
+
+
+def from_environment(policy: Policy) -> Policy:
+    """The policy with the keys of the YAML file that the environment variable RGPLUG_POLICY names, if it names one.
+
+    So a command of a host's can be run again and again under other masks (`rgplug tickets`) without touching it.
+    """
+    path = os.environ.get(ENVIRONMENT)
+    return policy.changed(path) if path else policy

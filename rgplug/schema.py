@@ -36,7 +36,7 @@ def resolve(
         )
     if base is None and isinstance(data.get("method"), str) and data["method"] in presets:
         base = data.pop("method")
-    return _merge(resolve(base, presets, (*seen, str(base))), data) if base is not None else data
+    return merge(resolve(base, presets, (*seen, str(base))), data) if base is not None else data
 
 
 def _nest(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _nest(data: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in data.items():
         head, dot, rest = str(key).partition(".")
-        nested = _merge(nested, {head: _nest({rest: value})} if dot else {key: value})
+        nested = merge(nested, {head: _nest({rest: value})} if dot else {key: value})
     return nested
 
 
@@ -68,11 +68,12 @@ def _read_yaml(path: Path, presets: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, group by group."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

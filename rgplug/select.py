@@ -65,6 +65,26 @@ def walk(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return visit(network, "")
 
 
+def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under the names that managed weights have (wrappers left out); not copied."""
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor.detach()
+        for prefix, module in walk(network)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
+def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters alone, under the same names."""
+    return {
+        f"{prefix}.{name}" if prefix else name: param
+        for prefix, module in walk(network)
+        for name, param in module._parameters.items()
+        if param is not None
+    }
+
+
 def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candidate]:
     """Every candidate of a network, managed ones and skipped ones with the reason.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rgplug.errors import RgplugError
-from rgplug.methods.allocation import exact_counts, layer_densities, random_mask
+from rgplug.methods.allocation import exact_counts, layer_densities
 
 # the convolutions of SNGAN's 32x32 generator: three up-blocks with a shortcut each, and the last one
 G = [(256, 256, 3, 3), (256, 256, 3, 3), (256, 256, 1, 1)] * 3 + [(3, 256, 3, 3)]
@@ -62,12 +62,3 @@ def test_a_layer_that_would_be_empty() -> None:
     shapes = [(3, 4), (100, 100)]
     with pytest.raises(RgplugError, match=r"leaves small none of its 12 weights.*uniform"):
         exact_counts(shapes, [0.01, 0.01], ["small", "large"])
-
-
-def test_random_masks() -> None:
-    first = random_mask((50, 40), 0.3, 600, torch.Generator().manual_seed(1))
-    assert int(first.sum()) == 600
-    assert torch.equal(first, random_mask((50, 40), 0.3, 600, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, random_mask((50, 40), 0.3, 600, torch.Generator().manual_seed(2)))
-    drawn = random_mask((500, 400), 0.3, None, torch.Generator().manual_seed(1))
-    assert drawn.float().mean().item() == pytest.approx(0.3, abs=0.005)

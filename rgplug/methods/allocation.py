@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from rgplug.errors import RgplugError
 
-Distribution = Literal["uniform", "er", "erk"]
+Distribution = Literal["uniform", "er", "erk", "global"]
 Shape = tuple[int, ...]
 
 
@@ -20,11 +17,12 @@ def layer_densities(shapes: Sequence[Shape], density: float, distribution: Distr
 
     uniform: the same for all. er: proportional to (n_in + n_out) / (n_in n_out) (Erdos-Renyi; SET, Mocanu et al. 2018).
     erk: proportional to sum(shape) / prod(shape) (Erdos-Renyi-Kernel; RigL, Evci et al. 2020). Where that asks for more
-    than 1, the layers that ask for most are made dense and the rest is shared out anew, until none does.
+    than 1, the layers that ask for most are made dense and the rest is shared out anew, until none does. global: the
+    average; what each layer gets is decided over all of them.
     """
     if not 0 < density <= 1:
         raise RgplugError(f"density {density} has to lie between 0 (exclusive) and 1")
-    if distribution == "uniform" or density == 1:
+    if distribution in ("uniform", "global") or density == 1:
         return [density] * len(shapes)
     sizes = [math.prod(shape) for shape in shapes]
     raw = [_weight(shape, distribution) for shape in shapes]
@@ -32,6 +30,12 @@ def layer_densities(shapes: Sequence[Shape], density: float, distribution: Distr
     while len(dense) < len(shapes):
         rest = [i for i in range(len(shapes)) if i not in dense]
         wanted = density * sum(sizes[i] for i in rest) - (1 - density) * sum(sizes[i] for i in dense)
+        if wanted <= 0:
+            held = sum(sizes[i] for i in dense) / sum(sizes)
+            raise RgplugError(
+                f"{distribution} cannot share out a density of {density:g}: the layers that it makes dense alone hold "
+                f"{held:.2g} of all weights; ask for more than that, exclude them, or use distribution: uniform"
+            )
         factor = wanted / sum(raw[i] * sizes[i] for i in rest)
         largest = max(raw[i] for i in rest)
         if largest * factor <= 1:
@@ -64,12 +68,3 @@ def exact_counts(shapes: Sequence[Shape], densities: Sequence[float], names: Seq
                 "small layers, or share it out uniformly (masks: {distribution: uniform})"
             )
     return counts
-
-
-def random_mask(shape: Shape, density: float, count: int | None, generator: torch.Generator) -> Tensor:
-    """bool mask on the CPU: exactly `count` entries, uniformly at random; with None, each by itself with `density`."""
-    if count is None:
-        return torch.rand(shape, generator=generator) < density
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-    mask[torch.randperm(mask.numel(), generator=generator)[:count]] = True
-    return mask.view(shape)

@@ -1,7 +1,8 @@
-"""Sparse from the start: masks that stay (static sparse training), and masks that explore (SET, RigL, STU-GAN).
+"""Sparse from the start: masks that stay (static sparse training, prune and fine-tune, tickets), and masks that explore
+(SET, RigL, STU-GAN, ADAPT).
 
 A pruned weight is gone: what grows starts at 0. Masks change only at exploration steps and by exchange, so a layer
-keeps as many weights at the last step as at the first.
+keeps as many weights at the last step as at the first; the exception is a D whose density is adjusted (ADAPT).
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor
 
 from rgplug import kernels
+from rgplug.errors import RgplugError
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
-from rgplug.methods.allocation import exact_counts, layer_densities, random_mask
-from rgplug.policy import ExplorationPolicy, MaskPolicy, Policy
+from rgplug.methods.allocation import exact_counts, layer_densities
+from rgplug.methods.balance import BalanceRatio, adjusted_density
+from rgplug.methods.magnitude import add_largest, drop_smallest, keep_largest
+from rgplug.policy import BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
+from rgplug.snapshot import load_masks
 
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
 
@@ -47,14 +52,18 @@ def explore(theta: Tensor, mask: Tensor, score: Tensor, drop: int) -> Tensor:
 
 
 class Sparse(Method):
-    """Random masks of a given density; with `exploration` for the network, exchanged every so many of its steps."""
+    """Masks of a given density, drawn at random, by magnitude, or read from a file. With `exploration` for the network
+    they are exchanged every so many of its steps; with `balance`, D's are adjusted."""
 
-    def __init__(self, policy: Policy, network: str):
+    def __init__(self, policy: Policy, network: str, ratio: BalanceRatio | None = None):
         self.network = network
         self.masks: MaskPolicy = policy.masks
         explores = policy.exploration is not None and network in policy.exploration.networks
         self.exploration: ExplorationPolicy | None = policy.exploration if explores else None
+        self.balance: BalancePolicy | None = policy.balance if network == "D" else None
+        self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
+        self._weights: list[MaskedWeight] = []
         self._active: dict[str, int] = {}
         self._scores: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
@@ -62,18 +71,53 @@ class Sparse(Method):
         self._random: dict[str, torch.Generator] = {}
 
     def begin(self, weights: list[MaskedWeight]) -> None:
-        """Masks that are the same for the same seed, network and weight, on whatever device."""
-        shapes, names = [tuple(w.param.shape) for w in weights], [f"{self.network}.{w.name}" for w in weights]
-        densities = layer_densities(shapes, self.density, self.masks.distribution)
-        counts = exact_counts(shapes, densities, names)
-        for w, shape, name, density, count in zip(weights, shapes, names, densities, counts):
-            digest = hashlib.sha256(f"{self.masks.seed} {name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-            mask = random_mask(shape, density, count if self.masks.sampling == "exact" else None, generator)
+        """Random masks are the same for the same seed, network and weight, on whatever device."""
+        self._weights = weights
+        for w in weights:
+            digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{w.name}".encode()).digest()
+            self._random[w.name] = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+        by_magnitude = self.masks.file is None and self.masks.criterion == "magnitude"
+        for w, mask in zip(weights, self._masks()):
             w.set_mask(mask.to(w.param.device))
-            w.dormant.zero_()
             self._active[w.name] = int(mask.sum())
-            self._random[w.name] = generator
+            if not by_magnitude:
+                w.dormant.zero_()
+
+    def start(self, weight: MaskedWeight) -> None:
+        """By magnitude: masks of the weights that the host has loaded by now, the same ones if it loaded none."""
+        if self.masks.file is None and self.masks.criterion == "magnitude":
+            if weight.name not in self._new:
+                self._new = {w.name: m for w, m in zip(self._weights, self._masks())}
+            mask = self._new.pop(weight.name)
+            weight.set_mask(mask)
+            weight.dormant.zero_()
+            self._active[weight.name] = int(mask.sum())
+
+    def _masks(self) -> list[Tensor]:
+        """The masks to begin with, one per weight."""
+        weights, p = self._weights, self.masks
+        shapes = [tuple(w.param.shape) for w in weights]
+        names = [f"{self.network}.{w.name}" for w in weights]
+        if p.file is not None:
+            return load_masks(p.file, self.network, dict(zip((w.name for w in weights), shapes)))
+        if p.criterion == "magnitude":
+            scores = [w.theta.abs() for w in weights]
+        else:
+            scores = [torch.rand(s, generator=self._random[w.name]) for w, s in zip(weights, shapes)]
+        if p.distribution != "global":
+            densities = layer_densities(shapes, self.density, p.distribution)
+            if p.criterion == "random" and p.sampling == "bernoulli":
+                return [score < d for score, d in zip(scores, densities)]
+            counts = exact_counts(shapes, densities, names)
+            return [keep_largest([score], n)[0] for score, n in zip(scores, counts)]
+        masks = keep_largest(scores, round(self.density * sum(w.numel for w in weights)))
+        empty = [name for name, mask in zip(names, masks) if not mask.any()]
+        if empty:
+            raise RgplugError(
+                f"a density of {self.density:g} ranked over all layers leaves {empty[0]} no weight; ask for a higher "
+                "density, exclude that layer, or share it out by layer (masks: {distribution: uniform})"
+            )
+        return masks
 
     def follow(self, weight: MaskedWeight) -> None:
         if weight.name in self._momentum:
@@ -81,19 +125,20 @@ class Sparse(Method):
 
     def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         grow = None if self.exploration is None else self.exploration.grow
-        if grow == "momentum" or (grow == "gradient" and self._explores(step)):
+        if grow == "momentum" or (grow == "gradient" and self._explores(step)) or self._adjusts(step):
             return None  # the dense gradient is looked at
         return FIXED
 
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
-        return None if self._explores(step) else FIXED
+        return None if self._explores(step) or self._adjusts(step) else FIXED
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         p = self.exploration
-        if p is None or p.grow == "random":
-            return
-        if p.grow == "gradient":
-            self._scores[weight.name] = grad.abs()
+        if p is None or p.grow != "momentum":
+            if self._adjusts(weight.steps + 1) or (
+                p is not None and p.grow == "gradient" and self._explores(weight.steps + 1)
+            ):
+                self._scores[weight.name] = grad.abs()
             return
         momentum = self._momentum.get(weight.name)
         if momentum is None:
@@ -101,14 +146,48 @@ class Sparse(Method):
         momentum.mul_(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        if step.auxiliary:
+            return
         for w in weights:
-            if not step.auxiliary and self._explores(w.steps):
+            if self._explores(w.steps):
+                kernels.keep_(w.dormant, w.bits())  # inactive weights are 0, whatever was there
                 self._explore(w)
+        if weights and self._adjusts(weights[0].steps):
+            self._adjust(weights)
+
+    def _adjust(self, weights: list[MaskedWeight]) -> None:
+        """D's density one step up or down, by the balance ratio; ranked over its layers (ADAPT, Algorithm 1)."""
+        p = self.balance
+        assert p is not None
+        assert self.ratio is not None
+        scores = {w.name: self._scores.pop(w.name, None) for w in weights}
+        found = [w for w in weights if scores[w.name] is not None]  # layers without a gradient at this step rest
+        ratio = self.ratio.mean()
+        if ratio is None or not found:
+            return
+        for w in found:
+            kernels.keep_(w.dormant, w.bits())
+        grads = [score for w in found if (score := scores[w.name]) is not None]
+        thetas, masks = [w.dormant for w in found], [w.mask for w in found]
+        size, active = sum(w.numel for w in found), sum(self._active[w.name] for w in found)
+        wanted = adjusted_density(self.density, ratio, p)
+        self.density, change = wanted, round(wanted * size) - active
+        if change > 0:
+            new = add_largest(grads, masks, change)
+        elif change < 0:
+            new = drop_smallest(thetas, masks, -change)
+        elif ratio >= p.upper and p.exchange:
+            drops = [math.ceil(p.fraction * self._active[w.name]) for w in found]
+            new = [explore(t, m, s, n) for t, m, s, n in zip(thetas, masks, grads, drops)]
+        else:
+            return
+        for w, mask in zip(found, new):
+            self._new[w.name] = mask
+            self._active[w.name] = int(mask.sum())
 
     def _explore(self, w: MaskedWeight) -> None:
         p = self.exploration
         assert p is not None
-        kernels.keep_(w.dormant, w.bits())  # inactive weights are 0, whatever was there
         if p.grow == "random":
             score = torch.rand(w.param.shape, generator=self._random[w.name]).to(w.param.device)
         elif p.grow == "gradient":
@@ -127,6 +206,8 @@ class Sparse(Method):
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         state: dict[str, Any] = {"active": self._active[weight.name]}
+        if self.balance is not None:
+            state["density"] = self.density
         if self.exploration is not None and self.exploration.grow == "random":
             state["random"] = self._random[weight.name].get_state()
         if weight.name in self._momentum:
@@ -135,6 +216,7 @@ class Sparse(Method):
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         self._active[weight.name] = int(state["active"])
+        self.density = float(state.get("density", self.density))
         if "random" in state:
             self._random[weight.name].set_state(state["random"].cpu())
         if "momentum" in state:
@@ -143,3 +225,6 @@ class Sparse(Method):
     def _explores(self, step: int | None) -> bool:
         p = self.exploration
         return p is not None and step is not None and step > 0 and step % p.every == 0 and step < p.end
+
+    def _adjusts(self, step: int | None) -> bool:
+        return self.balance is not None and step is not None and step > 0 and step % self.balance.every == 0

@@ -77,6 +77,13 @@ class LatentSampler:
         """What the generator's forward is called with for the next n images: (z,), or (z, None)."""
         return (self.draw(n), *self._extra)
 
+    def get_state(self) -> Tensor:
+        """Where it is in its sequence of latents."""
+        return self._random.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        self._random.set_state(state)
+
     def skip(self, n: int) -> None:
         """Leave out the next n images."""
         torch.randn(self.latent.shape(n), generator=self._random)

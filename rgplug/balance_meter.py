@@ -1,0 +1,114 @@
+"""Measuring the balance ratio (ADAPT) while a host trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug.errors import RgplugError
+from rgplug.methods.balance import BalanceRatio, balance_ratio
+from rgplug.metrics import default_sample_fn, open_source, pick_images
+from rgplug.metrics.isolation import preserved_buffers, preserved_rng
+from rgplug.observers import Observer
+from rgplug.policy import BalancePolicy, Policy
+
+if TYPE_CHECKING:
+    from rgplug.network import Network
+
+
+class BalanceMeter(Observer):
+    """Measures the balance ratio around every n-th step of G; the networks do not notice."""
+
+    def __init__(
+        self, policy: Policy, ratio: BalanceRatio, modules: Mapping[str, nn.Module], networks: Mapping[str, Network]
+    ):
+        assert policy.balance is not None
+        if not {"G", "D"} <= set(modules):
+            raise RgplugError("policy.balance needs both networks; attach G and D")
+        self.policy: BalancePolicy = policy.balance
+        self.ratio = ratio
+        self._modules, self._networks = modules, networks
+        self._given: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
+        where = policy.balance.real or (policy.metric.real if policy.metric is not None else None)
+        self._source = None if where is None else open_source(where)
+        self._sampler: Any = None
+        self._random = torch.Generator().manual_seed(0)
+        self._under_way: tuple[Any, tuple[Any, ...], Tensor] | None = None
+
+    def observe(self, real: Any, z: Any) -> None:
+        """The host's batch: arguments of D and of G, kept until the next one."""
+        self._given = (real if isinstance(real, tuple) else (real,), z if isinstance(z, tuple) else (z,))
+
+    def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
+        G = self._networks.get("G")
+        if network != "G" or G.auxiliary or (G.iteration + 1) % self.policy.measure or self._under_way is not None:
+            return
+        with self._unnoticed():
+            real, z = self._batch()
+            self._under_way = (real, z, self._fake(z))
+
+    def after_step(self, network: str) -> None:
+        if network != "G" or self._under_way is None:
+            return
+        (real, z, before), self._under_way = self._under_way, None
+        with self._unnoticed():
+            after = self._fake(z)
+            self.ratio.add(balance_ratio(self._score(real), before, after))
+
+    def _fake(self, z: tuple[Any, ...]) -> Tensor:
+        images = pick_images(self._modules["G"](*z))
+        return self._score((images, *z[1:]))
+
+    def _score(self, arguments: tuple[Any, ...]) -> Tensor:
+        try:
+            scores = self._modules["D"](*arguments)
+        except Exception as error:
+            raise RgplugError(
+                f"the balance ratio cannot be measured: D does not take images alone ({error}); call "
+                "rg.observe(real=(images, labels), z=(z, labels)) in each iteration"
+            ) from error
+        scores = scores[0] if isinstance(scores, (tuple, list)) else scores
+        return scores.detach()
+
+    def _batch(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Real images and latents: the host's, else from the real images that the policy names."""
+        if self._given is not None:
+            return self._given
+        source = self._source
+        if source is None:
+            raise RgplugError(
+                "the balance ratio needs real images: name them (balance: {real: FOLDER}, or metric: {real: ...}), or "
+                "call rg.observe(real=..., z=...) in each iteration"
+            )
+        if self._sampler is None:
+            self._sampler = default_sample_fn(self._modules["G"])
+        z = self._sampler.arguments(self.policy.batch)
+        fake = pick_images(self._modules["G"](*z))
+        rows = torch.randint(source.count, (self.policy.batch,), generator=self._random).tolist()
+        size = (fake.shape[2], fake.shape[3])
+        pictures = torch.cat(
+            list(replace(source, count=len(rows), read=lambda i: source.read(rows[i])).batches(len(rows), size))
+        )
+        return ((pictures.to(fake.device, fake.dtype) / 127.5 - 1,), z)
+
+    @contextmanager
+    def _unnoticed(self) -> Iterator[None]:
+        """No gradients; buffers and random states as they were, since the networks stay in training mode."""
+        with torch.no_grad(), preserved_rng(), preserved_buffers(*self._modules.values()):
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        sampler = None if self._sampler is None else self._sampler.get_state()
+        return {**self.ratio.state_dict(), "random": self._random.get_state(), "sampler": sampler}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ratio.load_state_dict(dict(state))
+        self._random.set_state(state["random"])
+        if state["sampler"] is not None:
+            self._sampler = default_sample_fn(self._modules["G"])
+            self._sampler.set_state(state["sampler"])

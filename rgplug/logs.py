@@ -1,0 +1,81 @@
+"""Records in TensorBoard or Weights & Biases, where they are installed and the policy asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from rgplug.errors import RgplugError
+from rgplug.history import Record
+from rgplug.policy import Policy
+
+
+class Logger(Protocol):
+    """Takes the numbers of each record."""
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record under the names that every logger gets: metric, density/G, density/G/<weight>, ..."""
+    found: dict[str, float] = {"sparse": float(record.phase == "sparse"), "seconds": record.seconds}
+    for name in ("metric", "average", "real_images", "flops"):
+        value = getattr(record, name)
+        if value is not None:
+            found[record.metric_name or name if name == "metric" else name] = float(value)
+    for name in ("density", "regenerated", "pruned", "steps"):
+        found |= {f"{name}/{network}": float(value) for network, value in getattr(record, name).items()}
+    for network, layers in record.layers.items():
+        found |= {f"density/{network}/{layer}": density for layer, density in layers.items()}
+    return found
+
+
+class TensorBoard:
+    """Event files in the run folder; the step is the epoch."""
+
+    def __init__(self, folder: str | None):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RgplugError(
+                "policy.log asks for tensorboard, which is not installed (pip install tensorboard); leave it out"
+            ) from error
+        self._writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+
+    def write(self, record: Record) -> None:
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(f"rgplug/{name}", value, record.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """The host's run, if it has begun one; else a run of its own, which ends with the controller."""
+
+    def __init__(self, policy: Policy):
+        try:
+            import wandb
+        except ImportError as error:
+            raise RgplugError(
+                "policy.log asks for wandb, which is not installed (pip install wandb); leave it out"
+            ) from error
+        self._own = wandb.run is None
+        if self._own and policy.run_dir is not None:
+            Path(policy.run_dir).mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(dir=policy.run_dir, config=policy.to_dict()) if self._own else wandb.run
+
+    def write(self, record: Record) -> None:
+        self._run.log({f"rgplug/{name}": value for name, value in scalars(record).items()})
+
+    def close(self) -> None:
+        if self._own:
+            self._run.finish()
+
+
+def open_logger(name: str, policy: Policy) -> Logger:
+    """The logger of that name (policy.log). Raises RgplugError where its package is missing."""
+    return TensorBoard(policy.run_dir) if name == "tensorboard" else WeightsAndBiases(policy)

@@ -1,0 +1,55 @@
+"""ADAPT, balanced dynamic sparse training (Wang et al., NeurIPS 2023): the balance ratio, and what D makes of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgplug.policy import BalancePolicy
+from rgplug.processes import from_first_rank
+
+
+def balance_ratio(real: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """(mean D(G_after(z)) - mean D(G(z))) / (mean D(x) - mean D(G(z))), a scalar (Eq. 2).
+
+    real, before, after: D's scores of real images, and of images from the same latents before and after G's step.
+    Near 0, G cannot follow D; near 1, D is too weak to keep up with one step of G.
+    """
+    fake = before.mean()
+    return (after.mean() - fake) / (real.mean() - fake)
+
+
+def adjusted_density(density: float, ratio: float, policy: BalancePolicy) -> float:
+    """D's next density: one delta more where the ratio is at or above `upper`, one less at or below `lower`."""
+    if ratio >= policy.upper:
+        return min(density + policy.delta, max(policy.highest, density))
+    if ratio <= policy.lower:
+        return max(density - policy.delta, min(policy.lowest, density))
+    return density
+
+
+class BalanceRatio:
+    """The mean of the last `window` measured ratios; None before there are as many."""
+
+    def __init__(self, window: int):
+        self.values: deque[Tensor] = deque(maxlen=window)
+
+    def add(self, ratio: Tensor) -> None:
+        self.values.append(ratio.detach())
+
+    def mean(self) -> float | None:
+        """Reads the device, and with several processes the first rank's; every rank has to call it."""
+        if len(self.values) < (self.values.maxlen or 0):
+            return None
+        mean = torch.stack(list(self.values)).mean()
+        return from_first_rank(mean.item(), mean.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": torch.stack(list(self.values)).cpu() if self.values else torch.empty(0)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values.clear()
+        self.values.extend(state["values"].unbind())

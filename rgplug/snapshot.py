@@ -1,0 +1,135 @@
+"""Snapshots of a pair of networks, and files of masks: what one run leaves for the runs that build on it.
+
+Both are safetensors with a checksum (see rgplug.state); reading one can run no code. A snapshot holds every parameter
+and buffer of G and D (a pruned weight as 0), and where asked for the moments of their optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug import state
+from rgplug.errors import RgplugError
+from rgplug.select import named_parameters, named_tensors
+
+Tensors = dict[str, Tensor]
+Masks = dict[str, dict[str, Tensor]]
+
+
+def moments_of(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
+    """What the optimizers keep of each parameter (exp_avg, exp_avg_sq, step, ...), by its name."""
+    given = list(optimizers)
+    return {
+        name: dict(optimizer.state[param])
+        for name, param in named_parameters(network).items()
+        for optimizer in given
+        if optimizer.state.get(param)
+    }
+
+
+def save(path: Path, networks: Mapping[str, Tensors], optimizers: Mapping[str, Any] | None = None) -> None:
+    """Write a snapshot, whole or not at all."""
+    state.save(path, {"networks": {}, "kind": "pair", "pair": dict(networks), "optimizers": dict(optimizers or {})})
+
+
+def save_masks(path: Path, masks: Masks) -> None:
+    """Write masks {network: {weight: bool tensor}}, 8 entries a byte."""
+    packed = {
+        label: {name: {"bits": state.pack_mask(m), "shape": list(m.shape)} for name, m in net.items()}
+        for label, net in masks.items()
+    }
+    state.save(path, {"networks": {}, "kind": "masks", "masks": packed})
+
+
+def read(path: str | Path, kind: str = "pair") -> dict[str, Any]:
+    """What `save` or `save_masks` wrote. Raises RgplugError for a missing, damaged or other file."""
+    if not Path(path).is_file():
+        what = "snapshot of a trained pair" if kind == "pair" else "file of masks"
+        raise RgplugError(
+            f"there is no {what} {path}; let an earlier run leave one (policy.snapshots: {{folder: ...}}, rg.snapshot) "
+            "and name it"
+        )
+    held = state.load(path)
+    if held.get("kind") != kind:
+        raise RgplugError(f"{path} is no {'snapshot' if kind == 'pair' else 'file of masks'}; it holds something else")
+    if kind == "masks":
+        held["masks"] = {
+            label: {name: state.unpack_mask(m["bits"], m["shape"]) for name, m in net.items()}
+            for label, net in held["masks"].items()
+        }
+    return held
+
+
+def load_masks(path: str | Path, network: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+    """Masks of one network for weights of these names and shapes, in their order; all kept where the file has none of
+    the network. Raises RgplugError where names or shapes differ."""
+    held: dict[str, Tensor] = read(path, "masks")["masks"].get(network, {})
+    if not held:
+        return [torch.ones(shape, dtype=torch.bool) for shape in shapes.values()]
+    for name, shape in shapes.items():
+        if name not in held or tuple(held[name].shape) != shape:
+            found = f"of shape {list(held[name].shape)}" if name in held else "missing"
+            raise RgplugError(
+                f"{path}: the mask of {network}.{name} (shape {list(shape)}) is {found}; "
+                "give masks of the same network and patterns"
+            )
+    extra = sorted(set(held) - set(shapes))
+    if extra:
+        raise RgplugError(
+            f"{path} masks {network}.{extra[0]}, which this policy does not manage; use the same patterns"
+        )
+    return [held[name] for name in shapes]
+
+
+class Start:
+    """The snapshot that a policy starts from: checked as a whole before anything is changed."""
+
+    def __init__(self, path: str, networks: Iterable[str], optimizers: bool):
+        self.path = path
+        held = read(path)
+        self._pair: dict[str, Tensors] = {k: v for k, v in held["pair"].items() if k in set(networks)}
+        self._moments: dict[str, dict[str, Any]] = held["optimizers"] if optimizers else {}
+        if optimizers and not any(self._moments.values()):
+            raise RgplugError(
+                f"{path} holds no optimizer states; let the run that makes it step first and keep them "
+                "(policy.snapshots: {optimizers: true}), or set start: {optimizers: false}"
+            )
+
+    def load(self, modules: Mapping[str, nn.Module]) -> None:
+        """Weights and buffers into the networks, bit for bit. Raises RgplugError for other networks."""
+        for label, saved in self._pair.items():
+            live = named_tensors(modules[label]) if label in modules else {}
+            for name in dict.fromkeys([*saved, *live]):
+                a, b = saved.get(name), live.get(name)
+                if a is None or b is None or a.shape != b.shape:
+                    has = "none" if a is None else f"shape {list(a.shape)}"
+                    needs = "none" if b is None else f"shape {list(b.shape)}"
+                    raise RgplugError(
+                        f"{self.path} is of another {label}: it has {has} for {name}, this network {needs}"
+                    )
+        with torch.no_grad():
+            for label, saved in self._pair.items():
+                for name, tensor in named_tensors(modules[label]).items():
+                    tensor.copy_(saved[name])
+
+    def fill(self, optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> None:
+        """The saved moments into an optimizer that has none yet; what the host has loaded itself stays."""
+        if optimizer.state:
+            return
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for label, moments in self._moments.items():
+            for name, param in named_parameters(modules[label]).items() if label in modules else ():
+                if name in moments and id(param) in own:
+                    optimizer.state[param] = {k: _like(k, v, param) for k, v in moments[name].items()}
+
+
+def _like(key: str, value: Any, param: Tensor) -> Any:
+    """A saved moment where torch.optim keeps it: `step` on the CPU, the rest with the parameter."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if key == "step" else value.to(device=param.device, copy=True)

@@ -1,0 +1,156 @@
+"""What a policy has to fulfil beyond the types of its keys: ranges, and keys that go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rgplug.errors import RgplugError
+
+if TYPE_CHECKING:
+    from rgplug.policy import Policy
+
+INF = float("inf")
+LOGS = ("tensorboard", "wandb")
+
+
+def check(policy: Policy) -> None:
+    """Raise RgplugError with the key that is wrong, and what it may be."""
+    for path, value, low, high in _ranges(policy):
+        if value is not None and not low <= value <= high:
+            raise RgplugError(f"policy.{path} is {value}; it has to lie between {low:g} and {high:g}")
+    _check_networks(policy)
+    _check_augmented(policy)
+    _check_methods(policy)
+    _check_files(policy)
+
+
+def _check_networks(policy: Policy) -> None:
+    p, augmented = policy, policy.regeneration.augmented
+    named: dict[str, Any] = {
+        "networks": p.networks,
+        "sparsity_weight": p.sparsity_weight,
+        "threshold.units": p.threshold.units,
+        "threshold.networks": p.threshold.networks,
+        "batch_size": p.batch_size,
+        "regeneration.recurrent": p.regeneration.recurrent,
+        "masks.density": p.masks.density,
+        "cycle.networks": p.cycle.networks,
+        "exploration.networks": p.exploration.networks if p.exploration is not None else (),
+        "regeneration.augmented.networks": augmented.networks if augmented is not None else (),
+        "start.networks": p.start.networks if p.start is not None else (),
+    }
+    for key, value in named.items():
+        for name in value if isinstance(value, (dict, tuple)) else ():
+            if name not in ("G", "D"):
+                raise RgplugError(f"policy.{key}.{name} names no network; the networks are G and D")
+
+
+def _check_augmented(policy: Policy) -> None:
+    augmented = policy.regeneration.augmented
+    if augmented is None:
+        return
+    if len(augmented.weights) != augmented.window:
+        raise RgplugError(
+            f"policy.regeneration.augmented.weights has {len(augmented.weights)} values for a window of "
+            f"{augmented.window}; give one weight for each evaluation in the window"
+        )
+    if abs(sum(augmented.weights) - 1) > 1e-6 or min(augmented.weights) < 0:
+        raise RgplugError(
+            f"policy.regeneration.augmented.weights sum to {sum(augmented.weights):g}; "
+            "they have to be positive and sum to 1"
+        )
+
+
+def _check_methods(policy: Policy) -> None:
+    method = policy.method
+    if method in ("sparse", "re-gan") and policy.regeneration.augmented is not None:
+        raise RgplugError(
+            f"policy.regeneration.augmented has no meaning with method: {method}, whose pruned weights are "
+            f"gone; set it to false, or begin with base: {method}"
+        )
+    if method in ("sparse", "re-gan") and policy.target is not None:
+        own = "masks: {density: ...}" if method == "sparse" else "cycle: {sparsity: ...}"
+        raise RgplugError(f"policy.target steers thresholds; with method: {method} give {own}")
+    if policy.exploration is not None and method != "sparse":
+        raise RgplugError(
+            f"policy.exploration needs method: sparse, and the method is {method}; leave it out, or begin "
+            "with base: stu-gan, set or rigl"
+        )
+    if policy.balance is not None and method != "sparse":
+        raise RgplugError(
+            f"policy.balance needs method: sparse, and the method is {method}; leave it out, or begin with base: adapt"
+        )
+    if policy.balance is not None and policy.exploration is not None and "D" in policy.exploration.networks:
+        raise RgplugError(
+            "policy.balance adjusts D's density and policy.exploration explores D too; set exploration: {networks: [G]}"
+        )
+    if policy.balance is not None and policy.balance.lower > policy.balance.upper:
+        raise RgplugError(
+            f"policy.balance.lower is {policy.balance.lower:g}, above policy.balance.upper {policy.balance.upper:g}; "
+            "swap them"
+        )
+    if policy.target is not None and policy.target.G is None and policy.target.D is None:
+        raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
+
+
+def _check_files(policy: Policy) -> None:
+    if policy.metric is not None and not policy.metric.real:
+        raise RgplugError("policy.metric.real is missing; name the folder of real images that the metric compares with")
+    if policy.start is not None and not policy.start.weights:
+        raise RgplugError(
+            "policy.start.weights is missing; name the snapshot that training starts from (rg.snapshot(path) or "
+            "policy.snapshots make one)"
+        )
+    if policy.snapshots is not None and not policy.snapshots.folder:
+        raise RgplugError("policy.snapshots.folder is missing; name the folder that the snapshots go to")
+    for name in policy.log:
+        if name not in LOGS:
+            raise RgplugError(f"policy.log names {name!r}; allowed: {', '.join(LOGS)}")
+
+
+def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
+    rows: list[tuple[str, float | None, float, float]] = [
+        ("threshold.guard", p.threshold.guard, 0.0, 1.0),
+        ("threshold.init", p.threshold.init, -INF, 1e30),
+        ("cycle.sparsity", p.cycle.sparsity, 0.0, 0.999),
+        ("cycle.warm_up", p.cycle.warm_up, 0, INF),
+        ("cycle.period", p.cycle.period, 1, INF),
+        ("cycle.lr", p.cycle.lr, 0.0, INF),
+    ]
+    rows += [(f"sparsity_weight.{k}", v, 0.0, INF) for k, v in p.per_network(p.sparsity_weight).items()]
+    rows += [(f"masks.density.{k}", v, 1e-9, 1.0) for k, v in p.per_network(p.masks.density).items()]
+    if p.batch_size is not None:
+        rows += [(f"batch_size.{k}", v, 1, INF) for k, v in p.per_network(p.batch_size).items()]
+    if (a := p.regeneration.augmented) is not None:
+        rows += [
+            ("regeneration.augmented.window", a.window, 1, 1000),
+            ("regeneration.augmented.hysteresis", a.hysteresis, 0.0, 1e6),
+            ("regeneration.augmented.dwell", a.dwell, 1, 1e9),
+        ]
+    if (e := p.exploration) is not None:
+        rows += [
+            ("exploration.every", e.every, 1, INF),
+            ("exploration.end", e.end, 1, INF),
+            ("exploration.fraction", e.fraction, 0.0, 1.0),
+            ("exploration.final", e.final, 0.0, 1.0),
+        ]
+    if (b := p.balance) is not None:
+        rows += [
+            ("balance.delta", b.delta, 0.0, 1.0),
+            ("balance.lowest", b.lowest, 1e-9, 1.0),
+            ("balance.highest", b.highest, b.lowest, 1.0),
+            ("balance.fraction", b.fraction, 0.0, 1.0),
+            ("balance.every", b.every, 1, INF),
+            ("balance.measure", b.measure, 1, INF),
+            ("balance.window", b.window, 1, INF),
+            ("balance.batch", b.batch, 1, INF),
+        ]
+    if (t := p.target) is not None:
+        rows += [(f"target.{n}", getattr(t, n), 1e-6, 1.0) for n in ("G", "D")]
+        rows += [("target.start", t.start, 0, INF), ("target.by", t.by, t.start, INF)]
+    if (m := p.metric) is not None:
+        rows += [("metric.samples", m.samples, 2, INF), ("metric.batch", m.batch, 1, INF)]
+        rows += [("metric.every", m.every, 1, INF)]
+    if p.snapshots is not None:
+        rows += [("snapshots.early", p.snapshots.early, 1, INF)]
+    return rows
