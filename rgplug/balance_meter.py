@@ -28,11 +28,11 @@ class BalanceMeter(Observer):
         self, policy: Policy, ratio: BalanceRatio, modules: Mapping[str, nn.Module], networks: Mapping[str, Network]
     ):
         assert policy.balance is not None
-        if not {"G", "D"} <= set(modules):
+        if not {"G", "D"} <= set(networks):
             raise RgplugError("policy.balance needs both networks; attach G and D")
         self.policy: BalancePolicy = policy.balance
         self.ratio = ratio
-        self._modules, self._networks = modules, networks
+        self._modules, self._generator = modules, networks["G"]
         self._given: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         where = policy.balance.real or (policy.metric.real if policy.metric is not None else None)
         self._source = None if where is None else open_source(where)
@@ -45,7 +45,7 @@ class BalanceMeter(Observer):
         self._given = (real if isinstance(real, tuple) else (real,), z if isinstance(z, tuple) else (z,))
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
-        G = self._networks.get("G")
+        G = self._generator
         if network != "G" or G.auxiliary or (G.iteration + 1) % self.policy.measure or self._under_way is not None:
             return
         with self._unnoticed():

@@ -301,8 +301,8 @@ class Controller:
         self.load_state_dict(state.load(path))
 
     def snapshot(self, path: str | Path) -> None:
-        """Write both networks as they are (parameters, buffers; a pruned weight as 0) and their optimizers' moments, for
-        a run that starts from them: policy.start: {weights: path}."""
+        """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
+        from them: policy.start: {weights: path}."""
         moments = {label: moments_of(net, self.modules[label]) for label, net in self.networks.items()}
         snapshot.save(Path(path), copies(self.modules), moments)
 

@@ -42,7 +42,7 @@ class TensorBoard:
             raise RgplugError(
                 "policy.log asks for tensorboard, which is not installed (pip install tensorboard); leave it out"
             ) from error
-        self._writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(folder)
 
     def write(self, record: Record) -> None:
         for name, value in scalars(record).items():

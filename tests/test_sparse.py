@@ -21,8 +21,8 @@ STU = {"base": "stu-gan", "masks.density": 0.3, "masks.distribution": "erk"}
 SHORT = {"exploration.every": 10, "exploration.end": 80}
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(8 * 36, 5)).double()
 
 

@@ -133,12 +133,11 @@ class Sparse(Method):
         return None if self._explores(step) or self._adjusts(step) else FIXED
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
-        p = self.exploration
+        p, coming = self.exploration, weight.steps + 1
+        by_gradient = p is not None and p.grow == "gradient" and self._explores(coming)
+        if by_gradient or self._adjusts(coming):
+            self._scores[weight.name] = grad.abs()
         if p is None or p.grow != "momentum":
-            if self._adjusts(weight.steps + 1) or (
-                p is not None and p.grow == "gradient" and self._explores(weight.steps + 1)
-            ):
-                self._scores[weight.name] = grad.abs()
             return
         momentum = self._momentum.get(weight.name)
         if momentum is None:
