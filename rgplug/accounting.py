@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -92,14 +93,27 @@ class Accounting:
         iterations = {n: net.iteration for n, net in self._networks.items()}
         return steps.d_step * iterations["D"] + steps.g_step * iterations.get("G", 0)
 
+    def inference_flops(self, network: str, layers: Mapping[str, float]) -> tuple[float | None, float | None]:
+        """FLOPs of one image through a network, theoretical: with these densities of its weights, and dense."""
+        if not self.macs and self.flops() is None and not self.macs:
+            with suppress(RgplugError):
+                self.trace()
+        macs = self.macs.get(network)
+        if macs is None:
+            return None, None
+        return macs.flops(self._by_module(layers, network)), macs.flops()
+
+    def _by_module(self, layers: Mapping[str, float], network: str) -> dict[str, float]:
+        names = {w: w.rpartition(".parametrizations.")[0] or w.rpartition(".")[0] for w in layers}
+        return {m: layers[w] for w, m in names.items() if m in self.macs[network].layers}
+
     def _mean_density(self, network: str) -> dict[str, float]:
         """Density of each layer, by module name, averaged over the iterations so far."""
         net = self._networks.get(network)
         if net is None or net.iteration == 0:
             return {}
         means = [total / w.steps if w.steps else 1.0 for total, w in zip(net.density_steps.tolist(), net.weights)]
-        names = (w.name.rpartition(".parametrizations.")[0] or w.name.rpartition(".")[0] for w in net.weights)
-        return {name: mean for name, mean in zip(names, means) if name in self.macs[network].layers}
+        return self._by_module(dict(zip((w.name for w in net.weights), means)), network)
 
     def state_dict(self) -> dict[str, Any]:
         return {"shown": self._shown}

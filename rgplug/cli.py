@@ -6,14 +6,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from rgplug import schema
+from rgplug.baselines.methods import METHODS
 from rgplug.errors import RgplugError
+from rgplug.presets import PRESETS
 from rgplug.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. Bad input is one sentence on stderr."""
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    rest = given.index("--") if "--" in given else len(given)
+    args = _parser().parse_args(given[:rest])
+    args.rest = given[rest + 1 :]
     try:
         args.run(args)
     except RgplugError as error:
@@ -53,13 +62,116 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--policy", default="rg-gan", help="preset or path to YAML [%(default)s]")
     inspect.add_argument("--check", action="store_true", help="also try on copies what hosts do to networks")
     inspect.set_defaults(run=_inspect)
+    _add_compare(commands)
+    _add_tickets(commands)
+
+    report = commands.add_parser("report", help="tables, figures and one HTML page from a comparison or a run")
+    report.add_argument("runs", type=Path, metavar="RUNS", help="the --out of a comparison, or the folder of a run")
+    report.add_argument("--out", type=Path, help="the page [RUNS/report.html]; tables go beside it")
+    report.set_defaults(run=_report)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="train a host under several methods and seeds, under the same evaluation",
+        description="HOST defines host(argv) -> (build, train), with argv what follows --, or build() -> (G, D) and "
+        "train(build, attach, seed, run_dir). Finished runs are not run again.",
+        epilog="Methods: " + ", ".join(METHODS),
+    )
+    add = compare.add_argument
+    add("--host", required=True, help="Python file of the host, e.g. examples/sngan.py")
+    add("--methods", required=True, help="names, separated by commas")
+    add("--seeds", type=int, default=1, help="how many [%(default)s]")
+    add("--out", type=Path, default=Path("runs/comparison"), help="folder of the comparison [%(default)s]")
+    add("--policy", help="preset or YAML with keys common to all methods: metric, batch_size, networks")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one such key, e.g. metric.real=FOLDER")
+    add("--density", help="asked of every method that can be asked for one: 0.2, or G=0.1,D=0.5 [published]")
+    add("--length", type=int, help="iterations of G in a run, to which schedules are scaled [published]")
+    add("--n-critic", type=int, default=1, help="steps of D per iteration of G, for the schedules [%(default)s]")
+    add("--rounds", type=int, default=10, help="of tickets, after the dense one [%(default)s]")
+    add("--ratio", type=float, default=0.2, help="of the remaining weights that a round prunes [%(default)s]")
+    add("--early", type=int, help="iteration of G that tickets-early rewinds to [5 %% of the length]")
+    add("--jobs", type=int, default=1, help="processes [%(default)s]")
+    compare.set_defaults(run=_compare)
+
+
+def _add_tickets(commands: Any) -> None:
+    tickets = commands.add_parser(
+        "tickets",
+        help="iterative magnitude pruning over a host's own command line, round by round",
+        usage="rgplug tickets [OPTIONS] -- COMMAND ...",
+        description="COMMAND trains a script with rgplug's two lines in it. {out} and {round} in it become the round's "
+        "folder and number. Finished rounds are not run again.",
+    )
+    add = tickets.add_argument
+    add("--rounds", type=int, default=10, help="after the dense one [%(default)s]")
+    add("--ratio", type=float, default=0.2, help="of the remaining weights that a round prunes [%(default)s]")
+    add("--rewind", choices=("init", "early", "none"), default="init", help="where a round starts from [%(default)s]")
+    add("--early", type=int, help="iterations of G after which --rewind early keeps the weights")
+    add("--networks", default="G,D", help="which are pruned [%(default)s]")
+    add("--out", type=Path, default=Path("runs/tickets"), help="folder of the rounds [%(default)s]")
+    tickets.set_defaults(run=_tickets)
 
 
 def _demo(args: argparse.Namespace) -> None:
     from rgplug.demo import demo
 
     demo(args.data, args.out, iterations=args.iterations, epoch_iterations=args.epoch_iterations, seed=args.seed)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from rgplug.baselines.compare import run
+    from rgplug.baselines.host import HostFile
+    from rgplug.baselines.methods import Scale
+
+    common = schema.resolve(args.policy or {}, PRESETS)
+    common = schema.merge(common, schema.resolve(dict(_pair(text) for text in args.set), {}))
+    scale = Scale(_density(args.density), args.length, args.n_critic)
+    methods = [name.strip() for name in args.methods.split(",") if name.strip()]
+    host = HostFile(str(Path(args.host).resolve()), tuple(args.rest))
+    results = run(methods, host, args.out, args.seeds, common, scale, args.rounds, args.ratio, args.early, args.jobs)
+    for r in results:
+        best = "diverged" if r.best is None else f"{r.metric or 'metric'} {r.best:.3f} at epoch {r.best_epoch}"
+        print(f"{r.method} seed {r.seed}: {best}, density {' '.join(f'{k} {v:.3f}' for k, v in r.density.items())}")
+    print(f"results in {args.out}; `rgplug report {args.out}` makes tables and figures")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RgplugError(f"--set {text!r} has no value; write KEY=VALUE, e.g. --set metric.real=FOLDER")
+    return key, yaml.safe_load(value)
+
+
+def _density(text: str | None) -> float | dict[str, float] | None:
+    try:
+        if text is None or "=" not in text:
+            return None if text is None else float(text)
+        return {k.strip(): float(v) for k, v in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise RgplugError(f"--density is {text!r}; give one number, or G=0.1,D=0.5") from None
+
+
+def _tickets(args: argparse.Namespace) -> None:
+    from rgplug.baselines.tickets import drive_tickets
+
+    drive_tickets(
+        args.rest,
+        args.out,
+        rounds=args.rounds,
+        ratio=args.ratio,
+        rewind=args.rewind,
+        early=args.early,
+        networks=[name.strip() for name in args.networks.split(",")],
+    )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from rgplug.report.page import write_report
+
+    print(write_report(args.runs, args.out))
 
 
 def _inspect(args: argparse.Namespace) -> None:

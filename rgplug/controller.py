@@ -234,6 +234,11 @@ class Controller:
     # ---- looking at it ---------------------------------------------------------------------------------------------
 
     @property
+    def sema(self) -> bool:
+        """Whether the method asks for a sparse moving average: `rg.ema` in place of the host's own update."""
+        return self.policy.method == "sparse"
+
+    @property
     def phase(self) -> Phase:
         """ "sparse", or "dense" while augmented regeneration has the networks train dense."""
         if self.regeneration is None:

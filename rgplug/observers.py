@@ -45,10 +45,14 @@ class Snapshots(Observer):
         self.policy, self._modules, self._networks = policy, modules, networks
         self._folder = Path(policy.folder)
         self._at_attach: dict[str, snapshot.Tensors] | None = copies(modules)
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}  # kept: a host may be through with them at detach
+        self._changed = False  # since trained.safetensors was written
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """The first step of all: weights are what the host begins with. Buffers are taken as they were at attach, as
         forward passes have moved them since, unless the host has loaded other weights after that."""
+        if optimizer is not None:
+            self._optimizers[id(optimizer)] = optimizer
         began, self._at_attach = self._at_attach, None
         if began is None or any(net.iteration for net in self._networks.values()):
             return
@@ -60,16 +64,18 @@ class Snapshots(Observer):
         self._write("initial", began)
 
     def after_step(self, network: str) -> None:
+        self._changed = True
         early = self.policy.early
         if network == "G" and early is not None and self._networks["G"].iteration == early:
             self._write("early", copies(self._modules))
 
     def evaluated(self) -> None:
         """At each evaluation, and at the end: the trained pair, over the one before it."""
-        if not any(net.iteration for net in self._networks.values()):
+        if not self._changed:
             return
-        networks = self._networks if self.policy.optimizers else {}
-        moments = {label: moments_of(net, self._modules[label]) for label, net in networks.items()}
+        self._changed = False
+        modules = self._modules if self.policy.optimizers else {}
+        moments = {k: snapshot.moments_of(m, self._optimizers.values()) for k, m in modules.items()}
         self._write("trained", copies(self._modules), moments)
 
     def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:

@@ -83,10 +83,10 @@ class ExplorationPolicy:
     """Dynamic sparse training: exchange the smallest weights of a layer for others (SET, RigL, STU-GAN)."""
 
     networks: tuple[str, ...] = ("G",)  # whose masks explore; the others' stay
-    every: int = 1000  # steps of the network from one exchange to the next
+    every: int | Mapping[str, int] = 1000  # steps of the network from one exchange to the next; or {G: ..., D: ...}
     fraction: float = 0.5  # of a layer's active weights, at the beginning
     final: float = 0.005  # and at the end, on a cosine
-    end: int = 50000  # steps after which masks stay
+    end: int | Mapping[str, int] = 50000  # steps of the network after which masks stay; or {G: ..., D: ...}
     grow: Literal["gradient", "random", "momentum"] = "gradient"
 
 

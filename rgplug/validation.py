@@ -129,8 +129,8 @@ def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
         ]
     if (e := p.exploration) is not None:
         rows += [
-            ("exploration.every", e.every, 1, INF),
-            ("exploration.end", e.end, 1, INF),
+            *((f"exploration.every.{k}", v, 1, INF) for k, v in p.per_network(e.every).items()),
+            *((f"exploration.end.{k}", v, 1, INF) for k, v in p.per_network(e.end).items()),
             ("exploration.fraction", e.fraction, 0.0, 1.0),
             ("exploration.final", e.final, 0.0, 1.0),
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def drop_fraction(policy: ExplorationPolicy, step: int) -> float:
 
     p(t) = final + (fraction - final) (1 + cos(pi t / end)) / 2 (RigL, Sec. 3; STU-GAN, Sec. 3.2).
     """
+    assert isinstance(policy.end, int)  # that of one network
     way = min(step / policy.end, 1.0)
     return policy.final + (policy.fraction - policy.final) * (1 + math.cos(math.pi * way)) / 2
 
@@ -59,7 +61,10 @@ class Sparse(Method):
         self.network = network
         self.masks: MaskPolicy = policy.masks
         explores = policy.exploration is not None and network in policy.exploration.networks
-        self.exploration: ExplorationPolicy | None = policy.exploration if explores else None
+        self.exploration: ExplorationPolicy | None = None
+        if policy.exploration is not None and explores:
+            own = {key: policy.of(getattr(policy.exploration, key), network) for key in ("every", "end")}
+            self.exploration = replace(policy.exploration, **own)
         self.balance: BalancePolicy | None = policy.balance if network == "D" else None
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
@@ -223,7 +228,11 @@ class Sparse(Method):
 
     def _explores(self, step: int | None) -> bool:
         p = self.exploration
-        return p is not None and step is not None and step > 0 and step % p.every == 0 and step < p.end
+        if p is None or step is None:
+            return False
+        assert isinstance(p.every, int)
+        assert isinstance(p.end, int)
+        return 0 < step < p.end and step % p.every == 0
 
     def _adjusts(self, step: int | None) -> bool:
         return self.balance is not None and step is not None and step > 0 and step % self.balance.every == 0

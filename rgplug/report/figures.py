@@ -109,8 +109,8 @@ def image_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int = 
 
 
 @contextmanager
-def _figure(heights: list[float], title: str | None) -> Iterator[Any]:
-    """A figure in this module's style with one panel per height (inches) below each other.
+def blank_figure(width: float, height: float, title: str | None = None) -> Iterator[Any]:
+    """An empty figure (inches) in this module's style; the style holds inside the with block.
 
     It is made without pyplot: no window, no backend is chosen, and the caller's settings come back afterwards.
     """
@@ -127,12 +127,25 @@ def _figure(heights: list[float], title: str | None) -> Iterator[Any]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "legend.frameon": False,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, sum(heights) + 0.9), dpi=160, layout="constrained", facecolor="white")
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold", color=INK)
         yield figure
+
+
+@contextmanager
+def _figure(heights: list[float], title: str | None) -> Iterator[Any]:
+    """A figure with one panel per height (inches) below each other."""
+    with blank_figure(7.2, sum(heights) + 0.9, title) as figure:
+        figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        yield figure
+
+
+def wants_log(values: np.ndarray) -> bool:
+    """Whether an axis should be logarithmic: a first value far above the rest must not flatten what follows."""
+    known = values[~np.isnan(values)]
+    return bool(known.size and known.min() > 0 and known.max() > 8 * known.min())
 
 
 def _of(line: Line, field: str) -> dict[str, Any]:
@@ -164,7 +177,8 @@ def _draw_metric(axis: Any, lines: list[Line]) -> None:
     epochs, metric, average = _epochs(lines), _values(lines, "metric"), _values(lines, "average")
     name = next((line["metric_name"] for line in reversed(lines) if line.get("metric_name")), None)
     axis.set_title("quality", loc="left")
-    axis.set_ylabel(f"{name or 'metric'}\n(lower is better)")
+    higher = name is not None and (name == "is" or name.startswith("is_"))  # the inception score only
+    axis.set_ylabel(f"{name or 'metric'}\n({'higher' if higher else 'lower'} is better)")
     known = ~np.isnan(metric)
     if not known.any():
         axis.text(0.5, 0.5, "no metric was measured", transform=axis.transAxes, ha="center", va="center", color=GREY)
@@ -174,13 +188,13 @@ def _draw_metric(axis: Any, lines: list[Line]) -> None:
     if not np.isnan(average).all():
         seen = ~np.isnan(average)
         axis.plot(epochs[seen], average[seen], color=INK, lw=0.8, ls=(0, (4, 2)), label="weighted average", zorder=2)
-    best = int(np.nanargmin(metric))
+    best = int(np.nanargmax(metric) if higher else np.nanargmin(metric))
     axis.plot(
         epochs[best], metric[best], "*", color=ORANGE, ms=11, mec="white", mew=0.6, zorder=4,
         label=f"best: {metric[best]:.4g} (epoch {epochs[best]:.0f})",
     )  # fmt: skip
-    if metric[known].min() > 0 and metric[known].max() > 8 * metric[known].min():
-        axis.set_yscale("log")  # a first value far above the rest must not flatten what follows
+    if wants_log(metric):
+        axis.set_yscale("log")
 
 
 def _draw_density(axis: Any, lines: list[Line], networks: list[str]) -> None:

@@ -1,0 +1,107 @@
+"""A host of a comparison: how its networks are built and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import rgplug
+from rgplug import schema
+from rgplug.controller import Controller
+from rgplug.errors import RgplugError
+from rgplug.inspection import import_file
+from rgplug.policy import PRESETS
+
+Build = Callable[[], tuple[nn.Module, nn.Module]]
+Train = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """A host given as functions: build() -> (G, D); train(build, attach, seed, run_dir)."""
+
+    build_function: Build
+    train_function: Train
+
+    def functions(self) -> tuple[Build, Train]:
+        return self.build_function, self.train_function
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells two hosts apart in a folder of results."""
+        function = self.train_function
+        return {"train": f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'train')}"}
+
+
+@dataclass(frozen=True)
+class HostFile:
+    """A host given as a Python file: it defines host(argv) -> (build, train), or build and train themselves."""
+
+    path: str
+    argv: tuple[str, ...] = ()
+
+    def functions(self) -> tuple[Build, Train]:
+        module = import_file(Path(self.path))
+        if hasattr(module, "host"):
+            try:
+                found = module.host(list(self.argv))
+            except SystemExit as error:  # argparse, which has said why
+                raise RgplugError(f"{self.path} does not take {' '.join(self.argv)!r} ({error})") from error
+        else:
+            found = (getattr(module, "build", None), getattr(module, "train", None))
+            if self.argv:
+                raise RgplugError(f"{self.path} defines no host(argv), so it can take no arguments after --")
+        if not (isinstance(found, tuple) and len(found) == 2 and all(map(callable, found))):
+            raise RgplugError(
+                f"{self.path} is no host: it has to define host(argv) -> (build, train), or build() -> (G, D) and "
+                "train(build, attach, seed, run_dir)"
+            )
+        build, train = found
+        return build, train
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"file": Path(self.path).name, "argv": list(self.argv)}
+
+
+Host = Functions | HostFile
+
+
+class Attachment:
+    """`attach` as a host gets it: attach(G, D), or with what the host knows, as policy={"batch_size": 64}."""
+
+    def __init__(self, common: Mapping[str, Any], method: Mapping[str, Any]):
+        self._common, self._method = common, method
+        self.controller: Controller | None = None
+
+    def __call__(
+        self, G: nn.Module, D: nn.Module | None = None, policy: Any = None, optimizers: Any = None
+    ) -> Controller:
+        """The method's keys count over the comparison's, and those over the host's."""
+        if self.controller is not None:
+            raise RgplugError("the host's train called attach twice in one run; a run has one pair of networks")
+        own = schema.resolve(policy or {}, PRESETS)
+        merged = schema.merge(schema.merge(own, self._common), self._method)
+        self.controller = rgplug.attach(G, D, merged, optimizers)
+        return self.controller
+
+
+def checked(build: Build, seed: int | None = None) -> Build:
+    """build() that answers for what it returns; with a seed its networks are initialized from that alone."""
+
+    def built() -> tuple[nn.Module, nn.Module]:
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            pair = build()
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, nn.Module) for n in pair)):
+            what = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else type(pair).__name__
+            raise RgplugError(f"the host's build() returned {what} and no networks; it has to return (G, D)")
+        return pair
+
+    return built

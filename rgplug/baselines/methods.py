@@ -1,0 +1,98 @@
+"""The methods of a comparison by name, and their schedules for runs shorter or longer than the published ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rgplug import schema
+from rgplug.errors import RgplugError
+from rgplug.policy import PRESETS
+
+Procedure = Literal["train", "fine-tune", "tickets", "random-init", "random-mask"]
+Rewind = Literal["init", "early", "none"]
+Density = float | Mapping[str, float]
+
+TICKET: dict[str, Any] = {"method": "sparse", "regeneration": {"recurrent": True, "augmented": False}}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method of a comparison: a policy, and the procedure that trains under it."""
+
+    name: str
+    policy: Mapping[str, Any]
+    procedure: Procedure = "train"
+    needs: str | None = None  # the method whose runs it builds on, seed by seed
+    rewind: Rewind = "init"
+    networks: tuple[str, ...] = field(default=("G", "D"))  # that tickets prune
+
+
+METHODS: dict[str, Baseline] = {name: Baseline(name, policy) for name, policy in PRESETS.items()}
+METHODS |= {name: Baseline(name, PRESETS[name], "fine-tune", needs="dense") for name in ("pf-global", "pf-uniform")}
+METHODS |= {
+    "tickets": Baseline("tickets", TICKET, "tickets", needs="dense"),
+    "tickets-g": Baseline("tickets-g", TICKET, "tickets", needs="dense", networks=("G",)),
+    "tickets-early": Baseline("tickets-early", TICKET, "tickets", needs="dense", rewind="early"),
+    "tickets-finetune": Baseline("tickets-finetune", TICKET, "tickets", needs="dense", rewind="none"),
+    "tickets-random-init": Baseline("tickets-random-init", TICKET, "random-init", needs="tickets"),
+    "tickets-random-mask": Baseline("tickets-random-mask", TICKET, "random-mask", needs="tickets"),
+}
+
+
+def find(name: str) -> Baseline:
+    """The method of that name. Raises RgplugError with the nearest one."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
+        raise RgplugError(f"there is no method {name!r}; {hint}")
+    return METHODS[name]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a comparison asks of all methods alike. None leaves a method's published setting."""
+
+    density: Density | None = None  # of G and D, where a method can be asked for one
+    length: int | None = None  # iterations of G in a run
+    n_critic: int = 1  # steps of D per iteration of G
+
+    def policy(self, baseline: Baseline) -> dict[str, Any]:
+        """The method's policy, with its density and its schedule (published ones, as shares of the run)."""
+        policy = schema.resolve(dict(baseline.policy), PRESETS)
+        changes: dict[str, Any] = {}
+        method = policy["method"]
+        if self.density is not None and baseline.procedure not in ("tickets", "random-init", "random-mask"):
+            changes |= self._densities(policy)
+        if self.length is not None:
+            steps = {"G": self.length, "D": self.length * self.n_critic}
+            if policy.get("exploration"):
+                share = 0.005 if "balance" in policy else 0.02  # 500 of 100,000 (ADAPT), 1,000 of 50,000 (STU-GAN)
+                changes["exploration.every"] = {k: max(round(share * n), 1) for k, n in steps.items()}
+                changes["exploration.end"] = steps
+            if policy.get("balance"):  # 1,000 steps of D in 500,000; 100 ratios, one each 10 of 100,000
+                measure = max(round(self.length / 10_000), 1)
+                changes["balance.every"] = max(round(0.002 * steps["D"]), 2 * self.n_critic)
+                changes["balance.measure"] = min(measure, 10)
+                changes["balance.window"] = min(max(self.length // 50, 2), 100)
+            if method == "re-gan":  # 200 epochs and 100 of 1,000
+                changes["cycle.warm_up"] = round(0.2 * self.length)
+                changes["cycle.period"] = max(round(0.1 * self.length), 1)
+            if "target.G" in changes or "target.D" in changes:
+                changes["target.by"] = round(0.6 * self.length)
+        return schema.merge(policy, schema.resolve(changes, {}))
+
+    def _densities(self, policy: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = dict(self.density) if isinstance(self.density, Mapping) else {"G": self.density, "D": self.density}
+        if policy["method"] == "sparse":
+            held = policy.get("masks", {}).get("density", {})
+            dense = {k for k, v in held.items() if v == 1} if isinstance(held, Mapping) else set()
+            return {f"masks.density.{k}": 1.0 if k in dense else v for k, v in wanted.items()}
+        if policy["method"] == "re-gan":
+            return {"cycle.sparsity": 1 - float(wanted.get("G") or 1.0)}
+        if policy["method"] == "rg-gan":
+            networks = policy.get("threshold", {}).get("networks", ("G", "D"))
+            return {f"target.{k}": v for k, v in wanted.items() if k in networks}
+        return {}

@@ -1,0 +1,129 @@
+"""One training of a host under one policy, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rgplug import schema
+from rgplug.baselines.host import Attachment, Build, Host, checked
+from rgplug.baselines.results import best_layers, from_records, read_history, write_whole
+from rgplug.controller import Controller
+from rgplug.errors import RgplugError
+from rgplug.policy import PRESETS, Policy
+
+OUTCOME = "outcome.json"
+SPEC = "run.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained: everything that decides what comes out."""
+
+    host: Host
+    common: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    method: str
+    seed: int
+    folder: Path  # of this training
+    root: Path  # of the comparison
+    init_seed: int | None = None  # networks initialized from this seed, the rest of the run from `seed`
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """For telling whether a folder holds this training: paths are relative to the comparison's folder."""
+        text = json.dumps(
+            {
+                "method": self.method,
+                "seed": self.seed,
+                "init_seed": self.init_seed,
+                "host": self.host.identity,
+                "common": schema.plain(self.common),
+                "policy": schema.plain(self.policy),
+            },
+            default=str,
+        )
+        loaded: dict[str, Any] = json.loads(text.replace(str(self.root) + "/", ""))
+        return loaded
+
+    def run(self) -> dict[str, Any]:
+        """Train, or go on with a training that was interrupted; at once if it is finished. Returns the outcome."""
+        path = self.folder / OUTCOME
+        self._check_folder()
+        if path.is_file():
+            held: dict[str, Any] = json.loads(path.read_text())
+            return held
+        build, train = self.host.functions()
+        attach = Attachment(self.common, {**self.policy, "run_dir": str(self.folder)})
+        try:
+            self._call(train, checked(build, self.init_seed), attach)
+            rg = attach.controller
+            if rg is None:
+                raise RgplugError("the host's train never called attach(G, D), so nothing was measured")
+            outcome = self._outcome(rg)
+        finally:
+            if attach.controller is not None:
+                attach.controller.detach(finish="as-is")
+        write_whole(path, json.dumps(outcome))
+        return outcome
+
+    def _call(self, train: Any, build: Build, attach: Attachment) -> None:
+        try:
+            train(build, attach, self.seed, self.folder)
+        except (RgplugError, KeyboardInterrupt):
+            raise
+        except SystemExit as error:
+            raise RgplugError(f"the host stopped: {error}") from error
+        except Exception as error:
+            raise RgplugError(f"the host failed: {type(error).__name__}: {error}") from error
+
+    def _check_folder(self) -> None:
+        path = self.folder / SPEC
+        if not path.is_file():
+            write_whole(path, json.dumps(self.spec, indent=1))
+            return
+        before, now = json.loads(path.read_text()), self.spec
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            key, old, new = _first_difference(changed[0], before.get(changed[0]), now[changed[0]])
+            raise RgplugError(
+                f"{self.folder} holds a run with other settings ({key} was {old}, now it is {new}); "
+                "give another --out, or delete that folder"
+            )
+
+    def _outcome(self, rg: Controller) -> dict[str, Any]:
+        records = read_history(self.folder / "history.jsonl")
+        if not records:
+            raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
+        augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric
+        higher = (augmented is not None and augmented.higher_is_better) or (
+            metric is not None and metric.distance == "is"
+        )
+        run = self.folder.relative_to(self.root).as_posix()
+        found = from_records(records, self.method, self.seed, run, None if metric is None else metric.samples, higher)
+        layers = best_layers(records, found["best_epoch"])
+        at_best, dense = rg.accounting.inference_flops("G", layers)
+        return {**found, "inference_flops": at_best, "inference_flops_dense": dense}
+
+
+def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
+    """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
+    return Policy.load(schema.merge(schema.resolve(dict(common), PRESETS), method))
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Remove what an unfinished training left, where it cannot go on from there."""
+    if folder.is_dir() and not (folder / OUTCOME).is_file():
+        shutil.rmtree(folder)
+
+
+def _first_difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                return _first_difference(f"{key}.{name}", old.get(name), new.get(name))
+    return key, old, new

@@ -1,0 +1,193 @@
+"""GAN tickets by iterative magnitude pruning: masks of the next round, and rounds over a host's own command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rgplug.baselines.methods import TICKET, Rewind
+from rgplug.baselines.results import read_history, write_whole
+from rgplug.errors import RgplugError
+from rgplug.methods.magnitude import prune_remaining
+from rgplug.policy import ENVIRONMENT
+from rgplug.snapshot import Masks, read, save_masks
+
+DONE = "done.json"
+
+
+def next_masks(
+    trained: Path,  # snapshot of the round that ended
+    masks: Path | None,  # its masks; None: all weights were kept
+    ratio: float,  # share of the remaining weights that is pruned
+    networks: Sequence[str],
+    managed: Mapping[str, Sequence[str]],  # names of the weights that may be pruned, by network
+) -> Masks:
+    """Masks of the next round: globally over each network, the smallest magnitudes of what remains go.
+
+    Magnitudes are those of the Parameter itself (under spectral norm: before the division, as published). Raises
+    RgplugError for files that do not fit.
+    """
+    if not 0 < ratio < 1:
+        raise RgplugError(f"ratio is {ratio}; it has to lie between 0 and 1 (exclusive)")
+    pair = read(trained)["pair"]
+    before: Masks = {} if masks is None else read(masks, "masks")["masks"]
+    after: Masks = {}
+    for network in networks:
+        names = list(managed.get(network, ()))
+        if not names or network not in pair:
+            raise RgplugError(
+                f"{trained} holds no managed weights of {network}; attach it, or leave it out of networks"
+            )
+        thetas = [pair[network][name] for name in names]
+        kept = [before.get(network, {}).get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in zip(names, thetas)]
+        after[network] = dict(zip(names, prune_remaining(thetas, kept, ratio)))
+    return after
+
+
+def random_masks(masks: Path, seed: int) -> Masks:
+    """Control: random masks with as many entries in each layer as the given ones."""
+    generator = torch.Generator().manual_seed(seed)
+    held: Masks = read(masks, "masks")["masks"]
+    drawn: Masks = {}
+    for network, layers in held.items():
+        drawn[network] = {}
+        for name, mask in layers.items():
+            order = torch.randperm(mask.numel(), generator=generator)
+            new = torch.zeros(mask.numel(), dtype=torch.bool)
+            new[order[: int(mask.sum())]] = True
+            drawn[network][name] = new.view(mask.shape)
+    return drawn
+
+
+def drive_tickets(
+    command: Sequence[str],
+    out: Path,
+    *,
+    rounds: int = 10,
+    ratio: float = 0.2,
+    rewind: Rewind = "init",
+    early: int | None = None,
+    networks: Sequence[str] = ("G", "D"),
+) -> list[dict[str, Any]]:
+    """Iterative magnitude pruning over a command that trains a host under rgplug, round by round.
+
+    Round 0 trains dense; each round after it prunes `ratio` of the remaining weights and trains again from the first
+    weights (rewind "init"), from those after `early` iterations of G ("early"), or from the trained ones ("none").
+    The command is the host's own, with `attach` or an adapter in it; `{out}` and `{round}` in it are replaced by the
+    round's folder and number. It gets the round's policy through the environment (RGPLUG_POLICY). Finished rounds are
+    not run again; one that was interrupted is started anew. Returns one dict per round: density, best metric, costs.
+    """
+    _check(command, rounds, rewind, early)
+    out = out.resolve()
+    _check_settings(out, list(command), ratio, rewind, early, networks)
+    rows = []
+    for number in range(rounds + 1):
+        folder = out / f"round_{number:02d}"
+        if not (folder / DONE).is_file():
+            policy = _round_policy(out, number, ratio, rewind, early, networks)
+            write_whole(folder / "policy.yaml", yaml.safe_dump(policy, sort_keys=False))
+            _run(command, folder, number)
+            write_whole(folder / DONE, json.dumps(_summary(folder, number)))
+        rows.append(json.loads((folder / DONE).read_text()))
+        print(f"rgplug: {_line(rows[-1])}", flush=True)
+    return rows
+
+
+def _check(command: Sequence[str], rounds: int, rewind: Rewind, early: int | None) -> None:
+    if not command:
+        raise RgplugError(
+            "there is no command to run; give the host's own after --, e.g. -- python train.py --out {out}"
+        )
+    if rounds < 1:
+        raise RgplugError(f"rounds is {rounds}; tickets need at least one after the dense round")
+    if rewind == "early" and early is None:
+        raise RgplugError("rewind early needs --early N, the iterations of G after which the weights are kept")
+
+
+def _check_settings(
+    out: Path, command: list[str], ratio: float, rewind: str, early: int | None, networks: Sequence[str]
+) -> None:
+    """Rounds of other settings are not mixed; the number of rounds may grow."""
+    now = {"command": command, "ratio": ratio, "rewind": rewind, "early": early, "networks": list(networks)}
+    path = out / "tickets.json"
+    if not path.is_file():
+        write_whole(path, json.dumps(now))
+        return
+    before = json.loads(path.read_text())
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise RgplugError(f"{out} holds rounds with {key} {before.get(key)}, now it is {value}; give another --out")
+
+
+def _round_policy(
+    out: Path, number: int, ratio: float, rewind: Rewind, early: int | None, networks: Sequence[str]
+) -> dict[str, Any]:
+    """Keys that replace those of the script's policy in this round."""
+    folder, first = out / f"round_{number:02d}", out / "round_00"
+    policy: dict[str, Any] = {
+        **TICKET,
+        "method": "dense" if number == 0 else "sparse",
+        "target": None,
+        "exploration": None,
+        "balance": None,
+        "start": None,
+        "snapshots": {"folder": str(folder), "early": early if number == 0 else None, "optimizers": False},
+        "run_dir": str(folder),
+    }
+    if number > 0:
+        last = out / f"round_{number - 1:02d}"
+        masks = folder / "masks.safetensors"
+        managed = json.loads((first / DONE).read_text())["managed"]
+        earlier = last / "masks.safetensors" if number > 1 else None
+        save_masks(masks, next_masks(last / "trained.safetensors", earlier, ratio, networks, managed))
+        start = {"init": first / "initial.safetensors", "early": first / "early.safetensors"}
+        policy["masks"] = {"file": str(masks)}
+        policy["start"] = {"weights": str(start.get(rewind, last / "trained.safetensors"))}
+    return policy
+
+
+def _run(command: Sequence[str], folder: Path, number: int) -> None:
+    filled = [part.replace("{out}", str(folder)).replace("{round}", str(number)) for part in command]
+    print(f"rgplug: round {number}: {' '.join(filled)}", flush=True)
+    try:
+        status = subprocess.run(filled, env={**os.environ, ENVIRONMENT: str(folder / "policy.yaml")}).returncode
+    except OSError as error:
+        raise RgplugError(f"the command {filled[0]!r} cannot be run: {error.strerror}") from error
+    if status:
+        raise RgplugError(
+            f"round {number} ended with status {status}; rounds before it are finished, and the same command line "
+            "goes on from there"
+        )
+    if not (folder / "trained.safetensors").is_file():
+        raise RgplugError(
+            f"round {number} left no trained weights in {folder}: nothing was attached, or neither end_epoch nor "
+            "detach was called; put the two lines into the script"
+        )
+
+
+def _summary(folder: Path, number: int) -> dict[str, Any]:
+    lines = read_history(folder / "history.jsonl")
+    values = [line["metric"] for line in lines if line["metric"] is not None]
+    last = lines[-1] if lines else {}
+    return {
+        "round": number,
+        "density": last.get("density"),
+        "best": min(values, default=None),
+        "metric": last.get("metric_name"),
+        "real_images": last.get("real_images"),
+        "flops": last.get("flops"),
+        "managed": {k: list(v) for k, v in last.get("layers", {}).items()},
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    density = " ".join(f"{k} {v:.3f}" for k, v in (row["density"] or {}).items())
+    best = "no metric" if row["best"] is None else f"{row['metric'] or 'metric'} {row['best']:.3f} (best)"
+    return f"round {row['round']}: density {density or 'unknown'} | {best}"

@@ -1,0 +1,189 @@
+"""`rgplug report`: one HTML page that opens anywhere, and its tables as CSV and Markdown."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rgplug.errors import RgplugError
+from rgplug.report.cells import Table, metric_text, metric_title
+from rgplug.report.comparison import Comparison, Run
+from rgplug.report.figures import Line, training_figure
+from rgplug.report.markup import Section, details, document, embedded, figure, gallery, listing, paragraph, table
+from rgplug.report.panels import Points, metric_curves, trade_off
+from rgplug.report.results import HISTORY, RESULTS, SAMPLES, history_of, read_results
+from rgplug.report.tables import tables_of
+from rgplug.report.texts import csv_text, markdown
+
+
+def write_report(runs: Path, out: Path | None = None) -> Path:
+    """Write the page of a comparison to RUNS/report.html, or `out`, and table.csv and table.md beside it.
+
+    runs: a folder with results.jsonl, or that of a single run (history.jsonl), whose page has its
+    figures and no tables.
+    Returns the page's path. Raises RgplugError for a folder with neither, corrupt files, and without matplotlib.
+    """
+    runs = Path(runs)
+    target = Path(out) if out is not None else runs / "report.html"
+    if target.is_dir():
+        raise RgplugError(f"{target} is a folder; give the name of the page to write, such as {target / 'report.html'}")
+    if (runs / RESULTS).is_file():
+        comparison = read_results(runs)
+        tables = tables_of(comparison)
+        files = {target.name: _comparison_page(comparison, tables)}
+        files["table.csv"], files["table.md"] = csv_text(comparison, tables), markdown(tables)
+    elif (runs / HISTORY).is_file():
+        files = {target.name: _single_page(runs)}
+    else:
+        raise RgplugError(
+            f"{runs} has neither {RESULTS} nor {HISTORY}; give the folder that a comparison or a training run wrote"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (target.parent / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RgplugError(
+            f"cannot write into {target.parent} ({error.strerror}); give another place to write to"
+        ) from None
+    return target
+
+
+def _comparison_page(c: Comparison, tables: list[Table]) -> str:
+    name = metric_title(c.metric)
+    seeds = sorted({run.seed for run in c.runs})
+    samples = "" if c.samples is None else f" on {c.samples:,} generated images"
+    summary = (
+        f"{_counted(len(c.methods), 'method')}, {_counted(len(c.runs), 'run')}, "
+        f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Metric: {name}{samples}, "
+        f"{'higher' if c.higher_is_better else 'lower'} is better."
+    )
+    histories = {run.run: history_of(c.folder / run.run) for run in c.runs}
+    curves = {m.name: [histories[run.run] for run in m.runs] for m in c.methods}
+    drawn = [figure(
+        _drawn(lambda path: metric_curves(curves, path, metric=name, higher_is_better=c.higher_is_better)),
+        f"{name} against epochs. {_best_values(c)}",
+        f"{name} against epochs: every run thin, the mean of a method thick, where all its runs have a value.",
+        wide=True,
+    )]  # fmt: skip
+    drawn.append(_trade_offs(c, name))
+    sections = [
+        Section("how", "How to read this", listing(_notes(c, name))),
+        *(Section(t.key, t.title, table(t)) for t in tables),
+        Section("curves", "Figures", "".join(drawn)),
+        Section("samples", "Samples", _samples(c)),
+        Section("runs", "Single runs", "".join(_run_details(c, run, histories[run.run]) for run in c.runs)),
+    ]
+    return document(f"Comparison: {c.folder.resolve().name}", summary, sections)
+
+
+def _single_page(folder: Path) -> str:
+    lines = history_of(folder)
+    if not lines:
+        raise RgplugError(f"{folder / HISTORY} holds no evaluation yet; report when there is one")
+    name = folder.resolve().name
+    sections = [Section("training", "Training", _training(lines, name))]
+    samples = embedded(folder / SAMPLES)
+    if samples is not None:
+        sections.append(Section("samples", "Samples", gallery([(samples, f"Samples of {name}", "last grid")])))
+    return document(f"Run: {name}", f"{_counted(len(lines), 'evaluation')}.", sections)
+
+
+def _notes(c: Comparison, name: str) -> list[str]:
+    """What every reader has to know; what concerns one table is below it."""
+    return [
+        f"A value is called by its own name, {name}: it compares only with values of the same name, the same number of "
+        "generated images and the same real images.",
+        "Values are means over seeds ± the standard deviation (n − 1 in the denominator; one seed has none). In bold: "
+        "the best value of a column, as far as it differs in the digits shown.",
+        "Density is the share of the managed weights that is kept, sparsity the share that is zero; both are taken at "
+        "the evaluation that gave the best value.",
+        "FLOPs are theoretical: 2 × MAC × density, layer by layer, as a machine would need that skips zeros. Masks "
+        "alone make nothing faster and nothing smaller.",
+        "What a method needs to have been trained before is charged to it: the dense training of both networks to "
+        "prune-and-fine-tune, all earlier rounds of both networks to tickets.",
+        "A run whose metric was never finite is counted as diverged and has no part in the means of values. A "
+        "dash stands for what is not known.",
+    ]
+
+
+def _trade_offs(c: Comparison, name: str) -> str:
+    """Metric against density of G, and against the training FLOPs of table 1."""
+
+    def points(x: Callable[[Run], float | None]) -> list[Points]:
+        found = []
+        for m in c.methods:
+            pairs = [(a, run.best) for run in m.runs if (a := x(run)) is not None and run.best is not None]
+            if pairs:
+                found.append(Points(m.name, *zip(*pairs)))
+        return found
+
+    def panel(x: Callable[[Run], float | None], label: str, more: str = "", share: bool = False) -> str:
+        found = points(x)
+        if not found:
+            return ""
+        return figure(
+            _drawn(lambda path: trade_off(found, path, x_label=label, y_label=name, share=share)),
+            f"{name} against {label}: " + ", ".join(p.name for p in found),
+            f"{name} against {label}{more}: a small point per seed, a large one for the mean.",
+        )
+
+    density = panel(lambda run: run.density.get("G"), "density of G at the best value", share=True)
+    flops = panel(
+        lambda run: run.flops_to_best, "training FLOPs until the best value", ", with what was trained before"
+    )
+    return f'<div class="pair">{density}{flops}</div>'
+
+
+def _samples(c: Comparison) -> str:
+    images = []
+    for run in c.runs:
+        data = embedded(c.folder / run.run / SAMPLES)
+        if data is not None:
+            images.append((data, f"Grid of samples of {run.method}, seed {run.seed}", f"{run.method}, seed {run.seed}"))
+    if not images:
+        return paragraph("No run left a grid of samples.")
+    return paragraph("The last grid that each run left, not necessarily that of its best value.") + gallery(images)
+
+
+def _run_details(c: Comparison, run: Run, lines: list[Line]) -> str:
+    name = f"{run.method}, seed {run.seed}"
+    if run.best is None:
+        result = "diverged"
+    else:
+        where = f" (epoch {run.best_epoch})" if run.best_epoch is not None else ""
+        result = f"best {metric_title(c.metric)} {metric_text(run.best)}{where}"
+    body = _training(lines, name) if lines else paragraph("This run left no history.")
+    return details(f"{name}: {result}", body)
+
+
+def _training(lines: list[Line], name: str) -> str:
+    return figure(
+        _drawn(lambda path: training_figure(lines, path)),
+        f"Metric, densities, densities of every layer, and weights regenerated and pruned, by epoch, of {name}",
+        f"{name}: metric (dense phases shaded), density of the networks and of their layers, weights regenerated and "
+        "pruned.",
+        wide=True,
+    )
+
+
+def _best_values(c: Comparison) -> str:
+    """The curves' message in words, for who cannot see them."""
+    best = ((m.name, m.over_seeds(lambda run: run.best)) for m in c.methods)
+    return "Best values: " + ", ".join(f"{n} {metric_text(s.mean) if s else 'diverged'}" for n, s in best) + "."
+
+
+def _drawn(draw: Callable[[Path], object]) -> bytes:
+    """What `draw(path)` writes as PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        try:
+            draw(path)
+        except ImportError as error:
+            raise RgplugError(str(error)) from None
+        return path.read_bytes()
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

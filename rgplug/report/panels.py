@@ -1,0 +1,152 @@
+"""Figures that compare methods: the metric over the epochs, and against what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Line, blank_figure, wants_log
+
+COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours
+MARKERS = "osD^vPXh"
+
+
+@dataclass(frozen=True)
+class Points:
+    """One method in a scatter plot: a point per seed, and the method's name."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+def metric_curves(
+    methods: Mapping[str, Sequence[Sequence[Line]]],  # per method, the history lines of each seed
+    path: Path,
+    *,
+    metric: str,
+    higher_is_better: bool = False,
+) -> Path:
+    """Draw the metric of every run, thin, and each method's mean, thick, where all its curves have a value.
+
+    Epochs without a finite value are left out. Returns the path; ImportError if matplotlib is not installed.
+    """
+    with blank_figure(7.2, 3.6) as figure:
+        axis = figure.subplots()
+        for number, (name, histories) in enumerate(methods.items()):
+            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+            curves = [curve for curve in (_curve(lines) for lines in histories) if curve]
+            for curve in curves:
+                axis.plot(list(curve), list(curve.values()), color=colour, ls=dash, lw=0.7, alpha=0.5, zorder=2)
+            common = mean_curve(curves)
+            single = {"marker": "o", "ms": 3} if len(common) == 1 else {}  # a line of one point is not seen
+            label = plain(name) if curves else f"{plain(name)} (no values)"
+            axis.plot(
+                list(common), list(common.values()), color=colour, ls=dash, lw=1.6, zorder=3, label=label, **single
+            )
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(f"{plain(metric)} ({'higher' if higher_is_better else 'lower'} is better)")
+        drawn = np.array([y for line in axis.lines for y in line.get_ydata()], dtype=float)
+        if wants_log(drawn):
+            axis.set_yscale("log")
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+        figure.legend(loc="outside lower center", ncols=min(4, max(1, len(methods))), handlelength=2.4)
+        figure.savefig(path)
+    return path
+
+
+def trade_off(
+    points: Sequence[Points],
+    path: Path,
+    *,
+    x_label: str,
+    y_label: str,
+    share: bool = False,  # whether x is a share, drawn from 0 to 1
+) -> Path:
+    """Scatter plot: a small point per seed, a large labelled one for the mean of a method. Returns the path."""
+    with blank_figure(4.8, 3.4) as figure:
+        axis = figure.subplots()
+        means = [(float(np.mean(p.x)), float(np.mean(p.y))) for p in points]
+        for number, (p, (x, y)) in enumerate(zip(points, means)):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axis.plot(p.x, p.y, marker, ls="", color=colour, ms=3, alpha=0.5, mew=0, zorder=2)
+            axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(plain(y_label))
+        axis.grid(color=GREY, lw=0.3, alpha=0.5)
+        axis.set_axisbelow(True)
+        if share:
+            axis.set_xlim(-0.03, 1.03)
+        elif wants_log(np.array([x for p in points for x in p.x])):
+            axis.set_xscale("log")
+        if wants_log(np.array([y for p in points for y in p.y])):
+            axis.set_yscale("log")
+        axis.margins(x=None if share else 0.12, y=0.15)
+        _label(figure, axis, [p.name for p in points], means)
+        figure.savefig(path)
+    return path
+
+
+def mean_curve(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
+    """Mean over the curves (epoch -> value) at the epochs that all of them have."""
+    if not curves:
+        return {}
+    common = set(curves[0]).intersection(*curves[1:])
+    return {epoch: float(np.mean([curve[epoch] for curve in curves])) for epoch in sorted(common)}
+
+
+def plain(text: str) -> str:
+    """Text from a file, kept from being read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def _curve(lines: Sequence[Line]) -> dict[float, float]:
+    """Epoch -> metric, where it is finite."""
+    found = {float(line["epoch"]): line.get("metric") for line in lines}
+    return {epoch: float(value) for epoch, value in found.items() if value is not None and np.isfinite(value)}
+
+
+PLACES = (  # where a label may stand beside its point: offset in points, and the end of the text that is there
+    ((7, 0), "left", "center"), ((-7, 0), "right", "center"), ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"), ((6, 6), "left", "bottom"), ((-6, 6), "right", "bottom"),
+    ((6, -6), "left", "top"), ((-6, -6), "right", "top"),
+    ((0, 17), "center", "bottom"), ((0, -17), "center", "top"),
+    ((0, 27), "center", "bottom"), ((0, -27), "center", "top"),
+)  # fmt: skip
+
+
+def _label(figure: Any, axis: Any, names: Sequence[str], means: Sequence[tuple[float, float]]) -> None:
+    """Names beside the points, each in the first place where it covers nothing and stays inside."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # the layout has to be known before texts can be measured
+    renderer = figure.canvas.get_renderer()
+    spots = axis.transData.transform(means)
+    radius = 4.5 / 72 * figure.dpi
+    taken = [Bbox([[x - radius, y - radius], [x + radius, y + radius]]) for x, y in spots]
+    inside = axis.get_window_extent(renderer)
+
+    def put(name: str, mean: tuple[float, float], place: tuple[Any, str, str]) -> Any:
+        offset, horizontal, vertical = place
+        text = axis.annotate(
+            plain(name), mean, xytext=offset, textcoords="offset points", ha=horizontal, va=vertical, fontsize=7.5
+        )
+        text.set_in_layout(False)
+        return text
+
+    for name, mean in zip(names, means):
+        for place in PLACES:
+            text = put(name, mean, place)
+            box = text.get_window_extent(renderer)
+            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if within and not box.count_overlaps(taken):
+                break
+            text.remove()
+        else:
+            text = put(name, mean, PLACES[0])  # a covered label is better than none
+        taken.append(text.get_window_extent(renderer))
