@@ -14,14 +14,18 @@ from model_sngan import SNGAN
 from model_stylegan2 import StyleGAN2
 from model_training import Training
 
-MODELS: dict[str, Callable[[], Training]] = {
+Make = Callable[[], Training]
+
+MODELS: dict[str, Make] = {
     "sngan": SNGAN,
     "dcgan": DCGAN,
     "progan": ProGAN,
     "stylegan2": StyleGAN2,
-    "stylegan2-5d": functools.partial(StyleGAN2, leading=True),
     "fastgan": FastGAN,
     "biggan": BigGAN,
     "autogan": AutoGAN,
+}
+VARIANTS: dict[str, Make] = {  # the same with another layout of weights, and with other cells
+    "stylegan2-5d": functools.partial(StyleGAN2, leading=True),
     "autogan-other": functools.partial(AutoGAN, OTHER),
 }

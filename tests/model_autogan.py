@@ -1,4 +1,4 @@
-"""AutoGAN (Gong et al. 2019), reduced: cells of the search space in the order that was found for CIFAR-10, and SNGAN's D.
+"""AutoGAN (Gong et al. 2019), reduced: cells of the search space in the order found for CIFAR-10, and SNGAN's D.
 
 The architecture found (A): pre-activation cells without norms; nearest, bilinear, nearest up-sampling; shortcuts in the
 first two; each cell also gets what the cells before it had after their first convolution.
@@ -73,16 +73,16 @@ class Cell(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latents [N, z_dim] to images [N, 3, 32, 32]."""
+    """Latents [N, z_dim] to images [N, 3, 16, 16]."""
 
     def __init__(self, z_dim: int, choices: Sequence[Choice]) -> None:
         super().__init__()
-        self.first = nn.Linear(z_dim, WIDTH * 16)
+        self.first = nn.Linear(z_dim, WIDTH * 4)
         self.cells = nn.ModuleList(Cell(choice, i) for i, choice in enumerate(choices))
         self.norm, self.to_rgb = nn.BatchNorm2d(WIDTH), nn.Conv2d(WIDTH, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.first(z).view(-1, WIDTH, 4, 4)
+        x = self.first(z).view(-1, WIDTH, 2, 2)
         before: list[Tensor] = []
         for cell in self.cells:
             x, handed_on = cell(x, before)
@@ -93,8 +93,7 @@ class Generator(nn.Module):
 class AutoGAN(Training):
     """Hinge; a linearly falling learning rate."""
 
-    size = 32
-    d_steps = 2
+    iterations, d_steps = 4, 2
     lr = 2e-4
 
     def __init__(self, choices: Sequence[Choice] = FOUND) -> None:

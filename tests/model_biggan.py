@@ -118,11 +118,11 @@ def orthogonal(net: nn.Module) -> nn.Module:
 class BigGAN(Training):
     """Hinge, two steps of D per step of G, orthogonal regularization of G."""
 
-    d_steps, z_dim = 2, 3 * CHUNK
-    left_out = {"G": {"shared.weight": "an embedding"}, "D": {"embed.weight_orig": "an embedding"}}
+    iterations, d_steps, z_dim = 4, 2, 3 * CHUNK
 
     def __init__(self) -> None:
         super().__init__(orthogonal(Generator()), orthogonal(Discriminator()), lr=2e-4, betas=(0.0, 0.999))
+        self.left_out = {"G": {"shared.weight": "an embedding"}, "D": {"embed.weight_orig": "an embedding"}}
 
     def inputs(self) -> tuple[Inputs, Inputs]:
         (real,), (z,) = super().inputs()

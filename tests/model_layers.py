@@ -23,7 +23,7 @@ class EqualizedConv2d(nn.Module):
 
 
 class EqualizedLinear(nn.Module):
-    """The same for a linear layer. lr_multiplier: weights are stored divided by it, so that they learn as much slower."""
+    """The same for a linear layer. lr_multiplier: weights are stored divided by it, and so learn slower."""
 
     def __init__(self, inputs: int, outputs: int, lr_multiplier: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()

@@ -87,11 +87,6 @@ class ProGAN(Training):
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         return self.score(fake, *z[1:]).mean() - scores.mean() + 10 * penalty + 1e-3 * scores.square().mean()
 
-    def waiting(self, network: str) -> tuple[str, ...]:
-        # G's steps of the iteration come last, so while D steps the stage is that of the coming step of G
-        begun = STAGES[max(self.steps[network] - 1, 0)][0] if self.steps[network] else -1
-        return tuple(f"{part}.{i}." for part in ("blocks", "to_rgb", "from_rgb") for i in range(begun + 1, 3))
-
 
 class GrowingProGAN(ProGAN):
     """The modules of a stage are made, and given to the optimizers and the moving average, when the stage begins."""

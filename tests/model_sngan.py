@@ -1,4 +1,4 @@
-"""SNGAN (Miyato et al. 2018): the ResNet pair of tests/sngan.py with its hinge loss and its five to one steps, reduced."""
+"""SNGAN (Miyato et al. 2018): the ResNet pair of tests/sngan.py, reduced; hinge loss, two steps of D per step of G."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sngan import SNGANDiscriminator, SNGANGenerator
 
 class SNGAN(Training):
     size = 32
-    d_steps = 2
+    iterations, d_steps = 4, 2
 
     def __init__(self) -> None:
         super().__init__(SNGANGenerator(8, self.z_dim), SNGANDiscriminator(8), lr=2e-4, betas=(0.0, 0.9))

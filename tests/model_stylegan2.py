@@ -124,10 +124,9 @@ class Discriminator(nn.Module):
 class StyleGAN2(Training):
     """Non-saturating loss; R1 and path length every other iteration, as steps of their own of the same optimizers."""
 
-    left_out = {"G": {"const": ""}, "D": {}}
-
     def __init__(self, leading: bool = False) -> None:
         super().__init__(Generator(self.z_dim, leading), Discriminator(), lr=2e-3, betas=(0.0, 0.99))
+        self.left_out["G"] = {"const": ""}
         self.path_length = torch.zeros(())
 
     def iterate(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,17 +17,17 @@ Inputs = tuple[Any, ...]  # what a network is called with
 
 
 class Training:
-    """G, D, their Adams and G's moving average. It knows of rgplug what a host may have to: `observe` and lazy steps."""
+    """G, D, their Adams and G's moving average. Of rgplug it knows what a host may have to: `observe`, lazy steps."""
 
     iterations = 5
     d_steps = 1  # per step of G
-    z_dim, batch, size = 8, 4, 16
-    # network -> parameters of two or more dims that are no weights to prune -> the reason that the report gives;
-    # "" for those that are not called as weights are and so are not listed
-    left_out: Mapping[str, Mapping[str, str]] = {"G": {}, "D": {}}
+    z_dim, batch, size = 8, 2, 16
 
     def __init__(self, G: nn.Module, D: nn.Module, lr: float, betas: tuple[float, float]) -> None:
         self.nets = {"G": G, "D": D}
+        # parameters of two or more dims that are no weights to prune, and the reason that the report gives; "" for
+        # those that are not called as weights are and so are not listed
+        self.left_out: dict[str, dict[str, str]] = {"G": {}, "D": {}}
         self.ema = copy.deepcopy(G).requires_grad_(False)
         self.optimizers = {k: torch.optim.Adam(net.parameters(), lr, betas) for k, net in self.nets.items()}
         self.steps = {"G": 0, "D": 0}  # without those of lazy regularization
@@ -54,10 +54,6 @@ class Training:
 
     def g_loss(self, z: Inputs) -> Tensor:
         return -self.score(self.fake(z), *z[1:]).mean()
-
-    def waiting(self, network: str) -> tuple[str, ...]:
-        """Name prefixes of layers whose stage has not come: they have had no gradient so far."""
-        return ()
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 

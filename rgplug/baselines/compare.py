@@ -19,6 +19,7 @@ from rgplug.baselines.methods import Baseline, Density, Scale, find
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, read_results
 from rgplug.baselines.run import policy_of
+from rgplug.baselines.tickets import check_rounds
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS
 
@@ -64,6 +65,7 @@ def run(
     jobs: int = 1,
 ) -> list[Result]:
     """`compare` for a host in whatever form."""
+    check_rounds(rounds, ratio)
     root = Path(out).resolve()
     common = schema.resolve(policy or {}, PRESETS)
     chosen = _with_needed(_baselines(methods))

@@ -34,8 +34,7 @@ def next_masks(
     Magnitudes are those of the Parameter itself (under spectral norm: before the division, as published). Raises
     RgplugError for files that do not fit.
     """
-    if not 0 < ratio < 1:
-        raise RgplugError(f"ratio is {ratio}; it has to lie between 0 and 1 (exclusive)")
+    check_rounds(1, ratio)
     pair = read(trained)["pair"]
     before: Masks = {} if masks is None else read(masks, "masks")["masks"]
     after: Masks = {}
@@ -84,7 +83,8 @@ def drive_tickets(
     round's folder and number. It gets the round's policy through the environment (RGPLUG_POLICY). Finished rounds are
     not run again; one that was interrupted is started anew. Returns one dict per round: density, best metric, costs.
     """
-    _check(command, rounds, rewind, early)
+    check_rounds(rounds, ratio)
+    _check(command, rewind, early)
     out = out.resolve()
     _check_settings(out, list(command), ratio, rewind, early, networks)
     rows = []
@@ -100,13 +100,19 @@ def drive_tickets(
     return rows
 
 
-def _check(command: Sequence[str], rounds: int, rewind: Rewind, early: int | None) -> None:
+def check_rounds(rounds: int, ratio: float) -> None:
+    """Raise RgplugError unless there is a round, and something to prune and to keep in it."""
+    if rounds < 1:
+        raise RgplugError(f"rounds is {rounds}; tickets need at least one after the dense round")
+    if not 0 < ratio < 1:
+        raise RgplugError(f"ratio is {ratio}; it has to lie between 0 and 1 (exclusive)")
+
+
+def _check(command: Sequence[str], rewind: Rewind, early: int | None) -> None:
     if not command:
         raise RgplugError(
             "there is no command to run; give the host's own after --, e.g. -- python train.py --out {out}"
         )
-    if rounds < 1:
-        raise RgplugError(f"rounds is {rounds}; tickets need at least one after the dense round")
     if rewind == "early" and early is None:
         raise RgplugError("rewind early needs --early N, the iterations of G after which the weights are kept")
 
