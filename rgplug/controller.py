@@ -50,6 +50,7 @@ class Controller:
     ):
         self.policy = policy
         self.networks = networks
+        self.loggers = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
         self.candidates = candidates
         self.modules = dict(modules)
         self.hooks = StepHooks(list(networks.values()), optimizers)
@@ -64,7 +65,6 @@ class Controller:
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
         started = None if start is None else StartedOptimizers(start, self.modules)
         self.hooks.observers += [o for o in (started, self._snapshots, balance) if o is not None]
-        self.loggers = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------

@@ -38,6 +38,6 @@ def demo(
 
         training_figure(out / "history.jsonl", out / "training.png")
         left.insert(1, "training.png")
-    except RgplugError as error:
+    except (ImportError, RgplugError) as error:
         print(error)
     print(f"{minutes:.1f} minutes; in {out}: {', '.join(left)}")

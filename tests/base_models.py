@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import pytest
 from model_autogan import OTHER, AutoGAN
 from model_biggan import BigGAN
 from model_dcgan import DCGAN
@@ -29,3 +30,5 @@ VARIANTS: dict[str, Make] = {  # the same with another layout of weights, and wi
     "stylegan2-5d": functools.partial(StyleGAN2, leading=True),
     "autogan-other": functools.partial(AutoGAN, OTHER),
 }
+
+pytest.register_assert_rewrite("model_checks")  # a failing check there says what it compared

@@ -25,7 +25,7 @@ def lightweight_gan() -> Any:
 
 class FastGAN(Training):
     size = 32
-    iterations = 4
+    iterations = 3
 
     def __init__(self) -> None:
         module = lightweight_gan()

@@ -1,6 +1,6 @@
 """The networks of official and published repositories, from checkouts in the folder that RGPLUG_HOSTS names, reduced.
 
-Beside the checkouts of tests/test_hosts.py: Re-GAN (IntellicentAI-Lab/Re-GAN), whose ProGAN, SNGAN and AutoGAN are used.
+Beside the checkouts of tests/test_hosts.py: Re-GAN (IntellicentAI-Lab/Re-GAN), of which ProGAN, SNGAN and AutoGAN.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from model_training import Inputs, Training
 from test_hosts import stylegan2
 from torch import Tensor
@@ -66,6 +67,20 @@ class OfficialFastGAN(Training):
     def score(self, images: Tensor, *rest: Any) -> Tensor:
         return self.nets["D"](images, "fake")
 
+    def d_loss(self, real: Inputs, z: Inputs) -> Tensor:
+        """Hinge, and the reconstructions that the decoders make of real images."""
+        scores, pictures = self.nets["D"](*real, "real", part=0)
+        decoded = sum(F.mse_loss(p, F.interpolate(*real, size=p.shape[2:])) for p in pictures)
+        return F.relu(1 - scores).mean() + F.relu(1 + self.score(self.fake(z).detach())).mean() + decoded
+
+    def g_loss(self, z: Inputs) -> Tensor:
+        """On the images of both resolutions."""
+        return -self.nets["D"](self.nets["G"](*z), "fake").mean()
+
+    @torch.no_grad()
+    def look(self) -> Tensor:
+        return self.nets["D"](self.nets["G"](*self.inputs()[1]), "real", part=0)[0]
+
 
 class ReSNGAN(Training):
     size, z_dim, iterations = 32, 16, 3
@@ -89,6 +104,12 @@ class ReProGAN(Training):
         stage = min(self.steps["G"], 3)
         real = torch.rand(self.batch, 3, 4 * 2**stage, 4 * 2**stage) * 2 - 1
         return (real, 0.5, stage), (torch.randn(self.batch, self.z_dim), 0.5, stage)
+
+    @torch.no_grad()
+    def look(self) -> Tensor:
+        """All stages: a layer keeps its scaled weight, with its graph, from its last forward."""
+        z = torch.randn(self.batch, self.z_dim)
+        return torch.cat([self.score(self.nets["G"](z, 0.5, stage), 0.5, stage) for stage in range(4)])
 
 
 class ReAutoGAN(Training):

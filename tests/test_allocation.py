@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 
 from rgplug.errors import RgplugError
 from rgplug.methods.allocation import exact_counts, layer_densities

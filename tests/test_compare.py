@@ -176,7 +176,7 @@ def test_a_metric_that_is_not_finite(tmp_path: Path) -> None:
     def diverges(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
         rg = attach(*build())
         for _ in range(3):
-            rg.end_epoch(float("nan"))
+            rg.end_epoch(float("nan"), metric_name="fid")
 
     with pytest.warns(UserWarning, match="the metric of epoch 1 is nan"):
         results = compare(["dense"], diverges, build, out=tmp_path)
@@ -237,6 +237,10 @@ def never_evaluates(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
     attach(*build())
 
 
+def measures_nothing(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
+    attach(*build()).end_epoch()
+
+
 def attaches_twice(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
     attach(*build())
     attach(*build())
@@ -249,6 +253,7 @@ def attaches_twice(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
         (["dense"], never_attaches, build, {}, "never called attach"),
         (["dense"], never_evaluates, build, {}, "never called end_epoch"),
         (["dense"], attaches_twice, build, {}, "called attach twice"),
+        (["dense"], measures_nothing, build, {}, r"no evaluation of the run has a value.*metric.real"),
         (["dens"], train, build, {}, "there is no method 'dens'; did you mean 'dense'?"),
         ([], train, build, {}, "there is nothing to compare"),
         (["dense"], train, build, {"policy": {"metric.reel": "x"}}, "policy.metric.reel is not a key"),

@@ -153,8 +153,21 @@ def test_an_attach_that_fails_leaves_the_weights_as_they_were() -> None:
 
 
 def test_keep_largest_by_hand() -> None:
-    a, b = torch.tensor([3.0, 1.0]), torch.tensor([[2.0], [5.0]])
-    assert [m.tolist() for m in keep_largest([a, b], 2)] == [[True, False], [[False], [True]]]
+    a, b = torch.tensor([3.0, 1.0]), torch.tensor([[2.0], [5.0], [4.0]])
+    assert [m.tolist() for m in keep_largest([a, b], 3)] == [[True, False], [[False], [True], [True]]]
+
+
+def test_no_layer_is_emptied() -> None:
+    a, b = torch.tensor([0.1, 0.2]), torch.tensor([1.0, 2.0, 3.0])
+    assert [m.tolist() for m in keep_largest([a, b], 2)] == [[False, True], [False, False, True]]
+    assert [m.tolist() for m in keep_largest([a, b], 0)] == [[False, True], [False, False, True]]
+    net = network()
+    with torch.no_grad():
+        net[0].weight.mul_(1e-3)
+    rg = rgplug.attach(net, None, PF)
+    train(net, torch.optim.SGD(net.parameters(), 0.0), batches(2))
+    assert int(rg.weights("G")[0].mask.sum()) == 1
+    assert rg.density("G") == pytest.approx(0.4, abs=1e-3)
 
 
 def test_prune_remaining_by_hand() -> None:

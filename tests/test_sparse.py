@@ -226,3 +226,29 @@ def test_auxiliary_steps_explore_nothing() -> None:
 def test_bad_policies(policy: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RgplugError, match=sentence):
         Policy.load(policy)
+
+
+class Resting(nn.Module):
+    """A network with a layer that gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.rest = nn.Linear(10, 10), nn.Linear(30, 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("grow", ["gradient", "random", "momentum"])
+def test_a_layer_without_a_gradient_rests(grow: str) -> None:
+    net = Resting()
+    rg = rgplug.attach(net, None, {"base": "rigl", **SHORT, "masks.density": 0.5, "exploration.grow": grow})
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    masks = {w.name: w.mask.clone() for w in rg.weights("G")}
+    for _ in range(12):
+        optimizer.zero_grad()
+        net(torch.randn(4, 10)).square().sum().backward()
+        optimizer.step()
+    changed = {w.name for w in rg.weights("G") if not torch.equal(w.mask, masks[w.name])}
+    assert changed == {"used.weight"}
+    assert net.rest.weight.count_nonzero() == masks["rest.weight"].sum()

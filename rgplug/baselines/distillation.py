@@ -16,7 +16,7 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     target = torch.sigmoid(teacher.detach().double())
     goal = torch.stack([target, 1 - target])
-    return F.kl_div(_log_both(student.double()), goal, reduction="mean").to(student.dtype)
+    return F.kl_div(_log_both(student.double()), goal, reduction="none").mean().to(student.dtype)
 
 
 def _log_both(score: Tensor) -> Tensor:

@@ -100,6 +100,11 @@ class Training:
         if not records:
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
         augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric
+        if metric is None and not any(r["metric_name"] or r["metric"] is not None for r in records):
+            raise RgplugError(
+                "no evaluation of the run has a value: the host's end_epoch gives none that is finite, and the policy "
+                "names no metric; set metric.real (--set metric.real=FOLDER), or pass the host's value with metric_name"
+            )
         higher = (augmented is not None and augmented.higher_is_better) or (
             metric is not None and metric.distance == "is"
         )

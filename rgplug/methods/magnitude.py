@@ -9,11 +9,21 @@ from torch import Tensor
 
 
 def keep_largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """bool masks that keep the `count` largest scores over all tensors together; NaN counts as the largest.
+    """bool masks that keep the `count` largest scores over all tensors together, of each tensor at least the largest.
 
     One-shot magnitude pruning with scores |theta|: `uniform` where it is called with one tensor, `global` with all of
-    a network (STU-GAN, Sec. 4.1: PF-uniform, PF-global).
+    a network (STU-GAN, Sec. 4.1: PF-uniform, PF-global). No tensor is emptied: a layer without a weight has sigma 0
+    under spectral norm. Of equal scores it is not said which are kept.
     """
+    first = []
+    for score in scores:
+        raised = score.clone()
+        raised.view(-1)[score.argmax()] = torch.inf
+        first.append(raised)
+    return _largest(first, max(count, len(first)))
+
+
+def _largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     flat = torch.cat([s.reshape(-1) for s in scores])
     mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
     mask[flat.topk(count).indices] = True
@@ -31,15 +41,10 @@ def prune_remaining(thetas: Sequence[Tensor], masks: Sequence[Tensor], ratio: fl
 def add_largest(scores: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> list[Tensor]:
     """`masks` and the `count` entries outside of them with the largest scores (>= 0), over all tensors together."""
     free = [s.masked_fill(m, -1) for s, m in zip(scores, masks)]
-    return [m | new for m, new in zip(masks, keep_largest(free, count))]
+    return [m | new for m, new in zip(masks, _largest(free, count))]
 
 
 def drop_smallest(thetas: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> list[Tensor]:
     """`masks` without their `count` smallest magnitudes over all tensors together; each keeps its largest weight."""
     active = sum(int(torch.count_nonzero(m)) for m in masks)
-    sizes = []
-    for theta, mask in zip(thetas, masks):
-        size = theta.abs().masked_fill(~mask, -1)
-        size.view(-1)[size.argmax()] = torch.inf  # a layer without a weight has sigma 0 under spectral norm
-        sizes.append(size)
-    return keep_largest(sizes, max(active - count, len(sizes)))
+    return keep_largest([t.abs().masked_fill(~m, -1) for t, m in zip(thetas, masks)], active - count)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rgplug import kernels
-from rgplug.errors import RgplugError
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
@@ -115,14 +114,7 @@ class Sparse(Method):
                 return [score < d for score, d in zip(scores, densities)]
             counts = exact_counts(shapes, densities, names)
             return [keep_largest([score], n)[0] for score, n in zip(scores, counts)]
-        masks = keep_largest(scores, round(self.density * sum(w.numel for w in weights)))
-        empty = [name for name, mask in zip(names, masks) if not mask.any()]
-        if empty:
-            raise RgplugError(
-                f"a density of {self.density:g} ranked over all layers leaves {empty[0]} no weight; ask for a higher "
-                "density, exclude that layer, or share it out by layer (masks: {distribution: uniform})"
-            )
-        return masks
+        return keep_largest(scores, round(self.density * sum(w.numel for w in weights)))
 
     def follow(self, weight: MaskedWeight) -> None:
         if weight.name in self._momentum:
@@ -173,9 +165,10 @@ class Sparse(Method):
             kernels.keep_(w.dormant, w.bits())
         grads = [score for w in found if (score := scores[w.name]) is not None]
         thetas, masks = [w.dormant for w in found], [w.mask for w in found]
-        size, active = sum(w.numel for w in found), sum(self._active[w.name] for w in found)
+        size, active = sum(w.numel for w in weights), sum(self._active[w.name] for w in weights)
         wanted = adjusted_density(self.density, ratio, p)
         self.density, change = wanted, round(wanted * size) - active
+        change = min(change, sum(w.numel - self._active[w.name] for w in found))  # what those layers can give
         if change > 0:
             new = add_largest(grads, masks, change)
         elif change < 0:
@@ -194,15 +187,16 @@ class Sparse(Method):
         assert p is not None
         if p.grow == "random":
             score = torch.rand(w.param.shape, generator=self._random[w.name]).to(w.param.device)
+            found = None if w.param.grad is None else score
         elif p.grow == "gradient":
             found = self._scores.pop(w.name, None)
-            if found is None:
-                return  # the layer had no gradient at this step
-            score = found
         else:
-            score = self._momentum[w.name].abs()
+            momentum = self._momentum.get(w.name)
+            found = None if momentum is None else momentum.abs()
+        if found is None:
+            return  # the layer had no gradient at this step: it rests
         drop = math.ceil(drop_fraction(p, w.steps) * self._active[w.name])
-        self._new[w.name] = explore(w.dormant, w.mask, score, drop)
+        self._new[w.name] = explore(w.dormant, w.mask, found, drop)
 
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         new = self._new.pop(weight.name, None)
