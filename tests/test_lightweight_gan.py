@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from typing import Any
-from unittest import mock
 
+import model_fastgan
 import pytest
 import torch
 from torch import nn
@@ -16,11 +14,7 @@ import rgplug
 
 @pytest.fixture(scope="module")
 def lightweight_gan() -> Any:
-    if importlib.util.find_spec("lightweight_gan") is None:
-        pytest.skip("lightweight-gan is not installed")
-    with mock.patch("torch.cuda.is_available", return_value=True), warnings.catch_warnings():  # its import asserts CUDA
-        warnings.simplefilter("ignore")
-        return importlib.import_module("lightweight_gan.lightweight_gan")
+    return model_fastgan.lightweight_gan()
 
 
 @pytest.fixture

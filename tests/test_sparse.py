@@ -242,7 +242,8 @@ class Resting(nn.Module):
 @pytest.mark.parametrize("grow", ["gradient", "random", "momentum"])
 def test_a_layer_without_a_gradient_rests(grow: str) -> None:
     net = Resting()
-    rg = rgplug.attach(net, None, {"base": "rigl", **SHORT, "masks.density": 0.5, "exploration.grow": grow})
+    policy = {"base": "rigl", **SHORT, "masks.density": 0.5, "masks.distribution": "uniform"}
+    rg = rgplug.attach(net, None, {**policy, "exploration.grow": grow})
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     masks = {w.name: w.mask.clone() for w in rg.weights("G")}
     for _ in range(12):

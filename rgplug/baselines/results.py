@@ -99,7 +99,12 @@ def read_results(folder: str | Path) -> list[Result]:
     path = Path(folder) / RESULTS
     if not path.is_file():
         raise RgplugError(f"there are no results in {folder}; run a comparison with --out {folder} first")
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
+    try:
+        return [Result(**json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
+    except (ValueError, TypeError) as error:
+        raise RgplugError(
+            f"{path} is corrupt ({error}); the next comparison into that folder writes it anew"
+        ) from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -30,12 +30,6 @@ def layer_densities(shapes: Sequence[Shape], density: float, distribution: Distr
     while len(dense) < len(shapes):
         rest = [i for i in range(len(shapes)) if i not in dense]
         wanted = density * sum(sizes[i] for i in rest) - (1 - density) * sum(sizes[i] for i in dense)
-        if wanted <= 0:
-            held = sum(sizes[i] for i in dense) / sum(sizes)
-            raise RgplugError(
-                f"{distribution} cannot share out a density of {density:g}: the layers that it makes dense alone hold "
-                f"{held:.2g} of all weights; ask for more than that, exclude them, or use distribution: uniform"
-            )
         factor = wanted / sum(raw[i] * sizes[i] for i in rest)
         largest = max(raw[i] for i in rest)
         if largest * factor <= 1:
