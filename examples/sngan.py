@@ -345,10 +345,13 @@ def build(args):
 
 
 @torch.no_grad()
-def update_average(average, network, beta):
-    """Parameters move by a share of 1 - beta towards the network's; buffers are copied."""
-    for mean, current in zip(average.parameters(), network.parameters()):
-        mean.lerp_(current, 1 - beta)
+def update_average(average, network, beta, extra=None):
+    """Parameters move by a share of 1 - beta towards the network's, or as `extra` has it; buffers are copied."""
+    if getattr(extra, "sema", False):
+        extra.ema(average, beta)
+    else:
+        for mean, current in zip(average.parameters(), network.parameters()):
+            mean.lerp_(current, 1 - beta)
     for mean, current in zip(average.buffers(), network.buffers()):
         mean.copy_(current)
 
@@ -360,7 +363,7 @@ def train(args, build, attach, seed, run_dir):
     attach: None, or called once as attach(G, D) when the networks are on their device and before optimizers and EMA are
         made. What it returns has end_epoch(ema=...), called at every evaluation, and state_dict() and
         load_state_dict(); that state (tensors, numbers, text, lists, dicts) becomes a part of the checkpoint. Where its
-        attribute `sema` is true, its ema(average, beta) is called in place of the ordinary average.
+        attribute `sema` is true, its ema(average, beta) takes the place of the ordinary average of parameters.
     seed: of everything random.
     run_dir: folder for checkpoint.pt and samples.png.
 
@@ -392,10 +395,7 @@ def train(args, build, attach, seed, run_dir):
     bar = tqdm(total=args.iterations, initial=iteration, unit="it", disable=None)  # no bar in a log file
     while iteration < args.iterations:
         loss_D, loss_G = train_iteration(args, G, D, opt_G, opt_D, batches)
-        if getattr(extra, "sema", False):
-            extra.ema(G_ema, args.ema)
-        else:
-            update_average(G_ema, G, args.ema)
+        update_average(G_ema, G, args.ema, extra)
         iteration += 1
         bar.update()
 

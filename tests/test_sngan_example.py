@@ -189,6 +189,28 @@ def test_ema_of_parameters_and_copies_of_buffers(npz, tmp_path):
         assert torch.equal(second["G_ema"][name], second["G"][name])
 
 
+def test_an_average_of_the_attached_object_s_takes_the_parameters_only(npz, tmp_path):
+    class Averaging(Attached):
+        sema = True
+
+        def ema(self, average, beta):
+            self.log.append(f"ema {beta}")
+            for tensor in (*average.parameters(), *average.buffers()):
+                tensor.fill_(2)
+
+    made = []
+
+    def attach(G, D):
+        made.append(Averaging(G, D))
+        return made[-1]
+
+    build, train = sngan.host([f"--data={npz}", *SMALL, "--iterations=2", "--ema=0.9"])
+    ema = train(build, attach, 0, tmp_path)
+    assert made[0].log.count("ema 0.9") == 2
+    assert all((p == 2).all() for p in ema.parameters())
+    assert all(map(torch.equal, ema.buffers(), made[0].networks[0].buffers()))
+
+
 def test_adams(npz, tmp_path):
     _, _, state = run(npz, tmp_path, "--iterations=2")
     for name, steps in (("opt_G", 2), ("opt_D", 4)):
