@@ -104,8 +104,12 @@ class Accounting:
         return macs.flops(self._by_module(layers, network)), macs.flops()
 
     def _by_module(self, layers: Mapping[str, float], network: str) -> dict[str, float]:
-        names = {w: w.rpartition(".parametrizations.")[0] or w.rpartition(".")[0] for w in layers}
-        return {m: layers[w] for w, m in names.items() if m in self.macs[network].layers}
+        found: dict[str, float] = {}
+        for weight, density in layers.items():
+            module = weight.rpartition(".parametrizations.")[0] or weight.rpartition(".")[0]
+            if module in self.macs[network].layers:
+                found.setdefault(module, density)  # a managed bias comes after its weight
+        return found
 
     def _mean_density(self, network: str) -> dict[str, float]:
         """Density of each layer, by module name, averaged over the iterations so far."""

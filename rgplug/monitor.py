@@ -9,7 +9,7 @@ import warnings
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
-from rgplug.select import own_parameters
+from rgplug.select import named_parameters
 
 
 class Monitor:
@@ -63,8 +63,9 @@ class Monitor:
     def check_parameters(self) -> None:
         """Say it when the host replaced Parameters, or when nobody stepped a managed network."""
         for label, net in self.networks.items():
+            own = {id(p) for p in named_parameters(net.module).values()}
             for w in net.weights:
-                if not any(param is w.param for _, param, _ in own_parameters(w.module)):
+                if id(w.param) not in own:
                     self._once(
                         f"replaced {label}.{w.name}",
                         f"{label}.{w.name} was replaced by a new Parameter after attach and is no longer pruned; "

@@ -28,6 +28,7 @@ class NetworkPolicy:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     filter_dim: Mapping[str, int] = field(default_factory=dict)  # pattern -> output dim, for layouts rgplug cannot know
+    vectors: bool = False  # biases, and gains and biases of norms, too (Re-GAN's released code prunes them)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
         f"{prefix}.{name}" if prefix else name: tensor.detach()
         for prefix, module in walk(network)
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
+        if tensor is not None and not nn.parameter.is_lazy(tensor)
     }
 
 
@@ -81,7 +81,7 @@ def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
         f"{prefix}.{name}" if prefix else name: param
         for prefix, module in walk(network)
         for name, param in module._parameters.items()
-        if param is not None
+        if param is not None and not nn.parameter.is_lazy(param)
     }
 
 
@@ -94,7 +94,7 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
     found: list[Candidate] = []
     first_name: dict[int, str] = {}
     for module_name, module in walk(network):
-        for own, param, conventional in own_parameters(module):
+        for own, param, conventional in (*own_parameters(module), *(own_vectors(module) if policy.vectors else ())):
             name = f"{module_name}.{own}" if module_name else own
             matches = [
                 p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if _matches(p, name, module_name)
@@ -144,6 +144,13 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
                 yield f"parametrizations.{name}.{key}", param, name == "weight" and key != "original0"
 
 
+def own_vectors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """The same for own Parameters of one dim that train: biases, gains."""
+    for name, param in module._parameters.items():
+        if param is not None and not nn.parameter.is_lazy(param) and param.dim() == 1 and param.requires_grad:
+            yield name, param, True
+
+
 def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
     """Why a tensor cannot, or by default should not, be managed."""
     if isinstance(param, nn.parameter.UninitializedParameter):
@@ -161,6 +168,8 @@ def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
     kind = _parametrized_class(module).lower()
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "embed" in kind:
         return "an embedding"
+    if param.dim() < 2:
+        return ""
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)) or (
         "norm" in kind and not any(word in kind for word in ("conv", "linear", "dense", "spectral", "weight"))
     ):

@@ -110,6 +110,15 @@ def test_what_the_other_tickets_start_from(finished: Path) -> None:
     assert results_of(finished, "tickets-g").density["D"] == 1.0
 
 
+def test_a_method_of_one_s_own_is_trained_as_its_base(finished: Path, tmp_path: Path) -> None:
+    both = {"base": "pf-global", "masks.density": {"G": 0.4, "D": 0.6}}
+    results = compare({"pf-both": both}, train, build, out=tmp_path, policy=POLICY)
+    found = next(r for r in results if r.method == "pf-both")
+    assert found.density == {"G": pytest.approx(0.4, abs=1e-3), "D": pytest.approx(0.6, abs=1e-2)}
+    assert found.before["real_images"] == 48
+    assert results_of(finished, "pf-global").best != found.best
+
+
 def test_controls(finished: Path) -> None:
     ticket = read(finished / "tickets/seed_0/round_02/masks.safetensors", "masks")["masks"]["G"]
     drawn = read(finished / "tickets-random-mask/seed_0/masks.safetensors", "masks")["masks"]["G"]

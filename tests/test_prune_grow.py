@@ -90,6 +90,42 @@ def test_smallest_are_those_below_the_quantile(n: int, sparsity: float) -> None:
     assert torch.equal(smallest(theta, sparsity), below)
 
 
+def test_equal_magnitudes_are_not_below_their_quantile() -> None:
+    assert not smallest(torch.ones(10), 0.3).any()
+    theta = torch.tensor([0.0, -1.0, 1.0, 1.0, 2.0])
+    assert smallest(theta, 0.5).tolist() == [True, False, False, False, False]
+
+
+def test_gains_and_biases_by_choice() -> None:
+    """As the released code has it: nothing at first, where gains are 1 and biases 0; then their smallest."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 4))
+    policy = {
+        "base": "re-gan",
+        "cycle.warm_up": 0,
+        "cycle.period": 3,
+        "cycle.sparsity": 0.5,
+        "networks.G.vectors": True,
+    }
+    rg = rgplug.attach(net, None, policy)
+    names = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
+    assert [w.name for w in rg.weights("G")] == names
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for step in range(9):
+        optimizer.zero_grad()
+        net(torch.randn(16, 8)).square().sum().backward()
+        optimizer.step()
+        density = {w.name: w.density for w in rg.weights("G")}
+        if step == 0:
+            assert (density["1.weight"], density["1.bias"]) == (1.0, 1.0)
+        if step in (5, 6, 7):
+            assert density["1.weight"] == density["0.bias"] == 0.5
+            assert int((net[1].weight == 0).sum()) == 8
+    assert "no longer pruned" not in str(rg.end_epoch(1.0))
+    rg.detach()
+    assert type(net[0]) is nn.Linear
+
+
 def test_phases() -> None:
     policy = CyclePolicy(warm_up=2, period=3)
     assert [is_sparse(policy, i) for i in range(1, 12)] == [False] * 2 + [True] * 3 + [False] * 3 + [True] * 3

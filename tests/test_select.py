@@ -226,3 +226,28 @@ def test_the_report_shows_every_candidate_with_shape_filter_dim_and_density() ->
     assert ["G", "1.weight", "3x4", "skipped:", "an", "embedding"] in rows
     assert ["D", "0.weight", "2x4", "0", "1.0000", "managed"] in rows
     assert rg.report() == str(rg)
+
+
+def test_vectors_by_choice() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Embedding(5, 4))
+    net[2].bias.requires_grad_(False)
+    assert managed(net) == ["0.weight"]
+    assert managed(net, vectors=True) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
+    assert managed(net, vectors=True, exclude=("*.bias", "2")) == ["0.weight", "1.weight"]
+
+
+@pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
+@pytest.mark.parametrize("kernels", ["auto", "eager"])
+def test_vectors_under_thresholds(units: str, kernels: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    policy = {"sparsity_weight": 1.0, "threshold.units": units, "networks.G.vectors": True, "kernels": kernels}
+    rg = rgplug.attach(net, None, policy)
+    optimizer = torch.optim.Adam(net.parameters(), 5e-2)
+    for _ in range(8):
+        optimizer.zero_grad()
+        net(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+    bias = next(w for w in rg.weights("G") if w.name == "0.bias")
+    assert bias.threshold.shape == (8,)
+    assert torch.isfinite(net[0].bias).all()
+    assert torch.equal(net[0].bias == 0, ~bias.mask)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from rgplug import schema
 from rgplug.baselines.host import Build, Functions, Host, Train
-from rgplug.baselines.methods import Baseline, Density, Scale, find
+from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, find
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, read_results
 from rgplug.baselines.run import policy_of
@@ -101,8 +102,15 @@ def run(
 
 def _baselines(methods: Sequence[str] | Mapping[str, Any]) -> list[Baseline]:
     if isinstance(methods, Mapping):
-        return [find(n) if p is None else Baseline(n, schema.resolve(p, PRESETS)) for n, p in methods.items()]
+        return [find(name) if policy is None else _own(name, policy) for name, policy in methods.items()]
     return [find(name) for name in dict.fromkeys(methods)]
+
+
+def _own(name: str, policy: Any) -> Baseline:
+    """A method of the user's: a policy, trained as its base is (fine-tuned, where that is pf-*)."""
+    base = policy.get("base") if isinstance(policy, Mapping) else policy
+    known = METHODS.get(str(base), Baseline(name, {}))
+    return replace(known, name=name, policy=schema.resolve(policy, PRESETS))
 
 
 def _with_needed(chosen: list[Baseline]) -> list[Baseline]:
