@@ -53,14 +53,18 @@ def attach(
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
     _check_shared(candidates)
     _check_free(candidates)
-    began = {label: {n: t.clone() for n, t in select.named_tensors(m).items()} for label, m in modules.items()}
+    writes = policy.start is not None or policy.method == "sparse"  # before the controller is complete
+    began = {
+        k: {n: t.clone() for n, t in select.named_tensors(m).items()} if writes else {} for k, m in modules.items()
+    }
     try:
         controller = _controller(modules, candidates, policy, optimizers)
     except BaseException:
         with torch.no_grad():
             for label, module in modules.items():
-                for name, tensor in select.named_tensors(module).items():
-                    tensor.copy_(began[label][name])
+                tensors = select.named_tensors(module)
+                for name, value in began[label].items():
+                    tensors[name].copy_(value)
         raise
     networks = controller.networks
     for net in networks.values():

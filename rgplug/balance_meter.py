@@ -16,6 +16,7 @@ from rgplug.metrics import default_sample_fn, open_source, pick_images
 from rgplug.metrics.isolation import preserved_buffers, preserved_rng
 from rgplug.observers import Observer
 from rgplug.policy import BalancePolicy, Policy
+from rgplug.select import unwrap
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -32,7 +33,8 @@ class BalanceMeter(Observer):
             raise RgplugError("policy.balance needs both networks; attach G and D")
         self.policy: BalancePolicy = policy.balance
         self.ratio = ratio
-        self._modules, self._generator = modules, networks["G"]
+        self._modules = {label: unwrap(module) for label, module in modules.items()}
+        self._generator = networks["G"]
         self._given: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         where = policy.balance.real or (policy.metric.real if policy.metric is not None else None)
         self._source = None if where is None else open_source(where)

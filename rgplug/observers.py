@@ -66,8 +66,10 @@ class Snapshots(Observer):
     def after_step(self, network: str) -> None:
         self._changed = True
         early = self.policy.early
-        if network == "G" and early is not None and self._networks["G"].iteration == early:
-            self._write("early", copies(self._modules))
+        if network == "G" and early is not None:
+            net = self._networks["G"]
+            if net.iteration == early and not net.auxiliary:
+                self._write("early", copies(self._modules))
 
     def evaluated(self) -> None:
         """At each evaluation, and at the end: the trained pair, over the one before it."""

@@ -102,8 +102,8 @@ class Start:
 
     def load(self, modules: Mapping[str, nn.Module]) -> None:
         """Weights and buffers into the networks, bit for bit. Raises RgplugError for other networks."""
-        for label, saved in self._pair.items():
-            live = named_tensors(modules[label]) if label in modules else {}
+        for label, saved in self._of(modules).items():
+            live = named_tensors(modules[label])
             for name in dict.fromkeys([*saved, *live]):
                 a, b = saved.get(name), live.get(name)
                 if a is None or b is None or a.shape != b.shape:
@@ -113,9 +113,16 @@ class Start:
                         f"{self.path} is of another {label}: it has {has} for {name}, this network {needs}"
                     )
         with torch.no_grad():
-            for label, saved in self._pair.items():
+            for label, saved in self._of(modules).items():
                 for name, tensor in named_tensors(modules[label]).items():
                     tensor.copy_(saved[name])
+
+    def _of(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
+        """The saved networks that are here; where D is not attached, its part is left out."""
+        found = {label: saved for label, saved in self._pair.items() if label in modules}
+        if not found:
+            raise RgplugError(f"{self.path} holds {', '.join(self._pair) or 'no network'}, and no {', '.join(modules)}")
+        return found
 
     def fill(self, optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> None:
         """The saved moments into an optimizer that has none yet; what the host has loaded itself stays."""

@@ -135,6 +135,20 @@ def test_a_snapshot_of_another_network(tmp_path: Path) -> None:
     assert all(map(torch.equal, before, other.parameters()))
 
 
+def test_a_snapshot_of_more_and_of_other_networks(tmp_path: Path) -> None:
+    G, D = network(seed=1), network(seed=2)
+    rg = rgplug.attach(G, D, "dense")
+    rg.snapshot(tmp_path / "pair.safetensors")
+    rg.detach()
+    only = network()
+    rg = rgplug.attach(only, None, {"base": "dense", "start": {"weights": tmp_path / "pair.safetensors"}})
+    assert all(map(torch.equal, only.parameters(), G.parameters()))
+    rg.detach()
+    start = {"weights": tmp_path / "pair.safetensors", "networks": ["D"]}
+    with pytest.raises(RgplugError, match="holds D, and no G"):
+        rgplug.attach(network(), None, {"base": "dense", "start": start})
+
+
 def test_a_snapshot_without_moments(tmp_path: Path) -> None:
     net = network()
     rg = rgplug.attach(net, None, "dense")

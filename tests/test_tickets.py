@@ -146,6 +146,22 @@ def test_weights_that_the_host_loads_after_attach_are_the_first_ones(tmp_path: P
     assert (tmp_path / "trained.safetensors").exists()
 
 
+def test_the_early_snapshot_is_that_of_its_iteration(tmp_path: Path) -> None:
+    """A lazy regularization's step after it is no iteration, and does not write it again."""
+    net = build()
+    rg = rgplug.attach(net, None, {"base": "dense", "snapshots": {"folder": tmp_path, "early": 2}})
+    optimizer = adam(net)
+    for x in batches(2):
+        loss_of(net, x).backward()
+        optimizer.step()
+    weights = {name: p.clone() for name, p in net.state_dict().items()}
+    with rg.auxiliary_step("G"):
+        optimizer.step()
+    held = read(tmp_path / "early.safetensors")["pair"]["G"]
+    assert all(torch.equal(held[name], value) for name, value in weights.items())
+    assert not torch.equal(net[0].weight, weights["0.weight"])
+
+
 def test_statistics_of_batch_norm_are_rewound_too(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     rgplug.attach(net, None, {"base": "dense", "snapshots.folder": tmp_path})
