@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_tickets(commands)
 
+    export = commands.add_parser("export", help="write a pruned network of a checkpoint as a sparse file")
+    export.add_argument("checkpoint", type=Path, help="what the host saved with torch.save")
+    export.add_argument("out", type=Path, help="the sparse file (safetensors)")
+    export.add_argument("--key", default="", help="where the state dict is in the checkpoint, dotted, e.g. G_ema")
+    export.add_argument("--half", action="store_true", help="values as float16")
+    export.set_defaults(run=_export)
+
     report = commands.add_parser("report", help="tables, figures and one HTML page from a comparison or a run")
     report.add_argument("runs", type=Path, metavar="RUNS", help="the --out of a comparison, or the folder of a run")
     report.add_argument("--out", type=Path, help="the page [RUNS/report.html]; tables go beside it")
@@ -166,6 +173,12 @@ def _tickets(args: argparse.Namespace) -> None:
         early=args.early,
         networks=[name.strip() for name in args.networks.split(",")],
     )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from rgplug.export import export_checkpoint
+
+    print(export_checkpoint(args.checkpoint, args.out, args.key, args.half))
 
 
 def _report(args: argparse.Namespace) -> None:

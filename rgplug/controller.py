@@ -18,6 +18,7 @@ from rgplug.accounting import Accounting
 from rgplug.balance_meter import BalanceMeter
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation, hide_pruned, update_average
+from rgplug.export import bake, save_sparse
 from rgplug.hooks import StepHooks
 from rgplug.logs import open_logger
 from rgplug.masking import MaskedWeight
@@ -310,6 +311,25 @@ class Controller:
         from them: policy.start: {weights: path}."""
         moments = {label: moments_of(net, self.modules[label]) for label, net in self.networks.items()}
         snapshot.save(Path(path), copies(self.modules), moments)
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        network: str = "G",
+        ema: nn.Module | None = None,
+        half: bool = False,
+    ) -> nn.Module:
+        """A plain copy of a network, or of its moving average, with zeros in place: no trace of rgplug, equal outputs.
+
+        path: also write it as a sparse file (values and packed bits; half: as float16), which
+        `rgplug.export.load_sparse(path, network)` reads. Raises RgplugError for another network as `ema`, and for one
+        that cannot be copied.
+        """
+        baked = bake(self.modules[network] if ema is None else ema, self._network(network))
+        if path is not None:
+            save_sparse(path, baked.state_dict(), half)
+        return baked
 
     def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
         """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.

@@ -1,0 +1,11 @@
+"""Generators to take away: baked (the host's own network with zeros in place) and as sparse files.
+
+A pruned weight in a dense tensor makes nothing smaller; a sparse file is smaller on disk, and gives the dense tensors
+back when it is read.
+"""
+
+from rgplug.export.bake import bake
+from rgplug.export.checkpoint import export_checkpoint
+from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
+
+__all__ = ["bake", "export_checkpoint", "load_sparse", "read_sparse", "save_sparse"]

@@ -1,0 +1,91 @@
+"""Sparse files: safetensors with the non-zero values of tensors and a bit per entry. Reading one can run no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgplug import state
+from rgplug.errors import RgplugError
+
+KIND = "sparse network"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def save_sparse(path: str | Path, tensors: Mapping[str, Tensor], half: bool = False) -> int:
+    """Write a state dict, each tensor as values and packed bits where that is smaller. Returns the bytes on disk.
+
+    A tensor with n non-zeros of m takes n values and m / 8 bytes. half: floating tensors as float16, which rounds them;
+    they are read back in their own dtype. Written whole or not at all.
+    """
+    index: list[Any] = []  # [name, dtype, dtype in the file, shape, values, bytes of bits or 0]
+    values: dict[str, list[Tensor]] = {}
+    bits: list[Tensor] = [torch.empty(0, dtype=torch.uint8)]
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        kept = value.to(torch.float16) if half and value.is_floating_point() else value
+        filled, size = _filled(kept), kept.element_size()
+        count = int(filled.sum())
+        packed = state.pack_mask(filled) if count * size + kept.numel() / 8 < kept.numel() * size else bits[0]
+        flat = kept[filled] if packed.numel() else kept.reshape(-1)
+        kind = _name(kept.dtype)
+        values.setdefault(kind, []).append(flat)
+        bits.append(packed)
+        index.append([name, _name(value.dtype), kind, list(value.shape), flat.numel(), packed.numel()])
+    joined = {kind: torch.cat(parts) for kind, parts in values.items()}
+    held = {"networks": {}, "kind": KIND, "index": index, "values": joined, "bits": torch.cat(bits)}
+    state.save(path, held)
+    return Path(path).stat().st_size
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _filled(value: Tensor) -> Tensor:
+    """bool: entries that are not +0, bit for bit, so that what is read back is what was written (-0 too)."""
+    if value.dtype is torch.bool or value.is_complex():
+        return torch.ones(value.shape, dtype=torch.bool)
+    return value.view(_INTEGERS[value.element_size()]) != 0
+
+
+def read_sparse(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a sparse file, dense tensors on the CPU. Raises RgplugError for a missing, damaged, foreign or
+    newer file."""
+    found = state.load(path)
+    if found.get("kind") != KIND:
+        raise RgplugError(f"{path} is no sparse file of a network; give one that save_sparse or rg.export wrote")
+    bits, begun = found["bits"], dict.fromkeys(found["values"], 0)
+    tensors, at = {}, 0
+    for name, own, kind, shape, count, packed in found["index"]:
+        first, dtype = begun[kind], getattr(torch, own)
+        values = found["values"][kind][first : first + count].to(dtype)
+        begun[kind] += count
+        if packed:
+            tensors[name] = torch.zeros(shape, dtype=dtype)
+            tensors[name][state.unpack_mask(bits[at : at + packed], shape)] = values
+            at += packed
+        else:
+            tensors[name] = values.view(shape).clone()
+    return tensors
+
+
+def load_sparse(path: str | Path, network: nn.Module) -> nn.Module:
+    """Read a sparse file into a network, strictly: every key, every shape. Returns the network; it is unchanged where
+    RgplugError is raised."""
+    tensors = read_sparse(path)
+    own = network.state_dict()
+    for name in dict.fromkeys([*tensors, *own]):
+        a, b = tensors.get(name), own.get(name)
+        if a is None or b is None or a.shape != b.shape:
+            has = "nothing" if a is None else f"shape {list(a.shape)}"
+            needs = "has no such key" if b is None else f"needs shape {list(b.shape)}"
+            raise RgplugError(
+                f"{path} has {has} for {name!r}, and {type(network).__name__} {needs}; build its own network"
+            )
+    network.load_state_dict(tensors, strict=True)
+    return network
