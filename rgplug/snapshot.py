@@ -83,6 +83,11 @@ def load_masks(path: str | Path, network: str, shapes: Mapping[str, tuple[int, .
         raise RgplugError(
             f"{path} masks {network}.{extra[0]}, which this policy does not manage; use the same patterns"
         )
+    empty = next((name for name in shapes if not held[name].any()), None)
+    if empty is not None:
+        raise RgplugError(
+            f"{path} keeps no weight of {network}.{empty}; exclude that layer, or keep its largest weight"
+        )
     return [held[name] for name in shapes]
 
 

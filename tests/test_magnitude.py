@@ -15,6 +15,7 @@ from torch import nn
 import rgplug
 from rgplug import RgplugError
 from rgplug.methods.magnitude import add_largest, drop_smallest, keep_largest, prune_remaining
+from rgplug.snapshot import save_masks
 
 PF = {"base": "pf-global", "masks.density": 0.4}
 BETAS = (0.5, 0.999)
@@ -199,3 +200,46 @@ def test_add_and_drop_by_hand() -> None:
     ones = [torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)]
     assert [m.tolist() for m in drop_smallest(thetas, ones, 2)] == [[False, False, True], [True, True]]
     assert [m.tolist() for m in drop_smallest(thetas, ones, 4)] == [[False, False, True], [True, False]]
+
+
+def mask_file(path: Path, **masks: torch.Tensor) -> Path:
+    save_masks(path, {"G": {name.replace("_", "."): mask for name, mask in masks.items()}})
+    return path
+
+
+def test_masks_from_a_file(tmp_path: Path) -> None:
+    net = network()
+    weights = [net[0].weight.detach().clone(), net[3].weight.detach().clone()]
+    drawn = [torch.rand(w.shape) < 0.3 for w in weights]
+    path = mask_file(tmp_path / "masks", **{"0_weight": drawn[0], "3_weight": drawn[1]})
+    rg = rgplug.attach(net, None, {"base": "sparse", "masks.file": path})
+    for w, mask, value in zip(rg.weights("G"), drawn, weights):
+        assert torch.equal(w.mask, mask)
+        assert torch.equal(w.data, value * mask)
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence"),
+    [
+        ({"0_weight": torch.ones(8, 3, 3, 3)}, r"the mask of G.3.weight \(shape \[5, 288\]\) is missing"),
+        ({"0_weight": torch.ones(8, 3, 3, 3), "3_weight": torch.ones(5, 5)}, r"is of shape \[5, 5\]"),
+        ({"0_weight": torch.zeros(8, 3, 3, 3), "3_weight": torch.ones(5, 288)}, "keeps no weight of G.0.weight"),
+        (
+            {"0_weight": torch.ones(8, 3, 3, 3), "3_weight": torch.ones(5, 288), "9_weight": torch.ones(2)},
+            "masks G.9.weight, which this policy does not manage",
+        ),
+    ],
+)
+def test_mask_files_that_do_not_fit(tmp_path: Path, masks: dict[str, torch.Tensor], sentence: str) -> None:
+    net = network()
+    before = [p.clone() for p in net.parameters()]
+    path = mask_file(tmp_path / "masks", **{name: m.bool() for name, m in masks.items()})
+    with pytest.raises(RgplugError, match=sentence):
+        rgplug.attach(net, None, {"base": "sparse", "masks.file": path})
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+def test_a_snapshot_is_no_file_of_masks(tmp_path: Path) -> None:
+    trained(tmp_path / "pair.safetensors")
+    with pytest.raises(RgplugError, match="is no file of masks; it holds something else"):
+        rgplug.attach(network(), None, {"base": "sparse", "masks.file": tmp_path / "pair.safetensors"})

@@ -44,7 +44,8 @@ class BalanceRatio:
         """Reads the device, and with several processes the first rank's; every rank has to call it."""
         if len(self.values) < (self.values.maxlen or 0):
             return None
-        mean = torch.stack(list(self.values)).mean()
+        device = self.values[-1].device  # those of a resumed state are on the CPU
+        mean = torch.stack([v.to(device) for v in self.values]).mean()
         return from_first_rank(mean.item(), mean.device)
 
     def state_dict(self) -> dict[str, Any]:
