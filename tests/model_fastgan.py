@@ -26,6 +26,7 @@ def lightweight_gan() -> Any:
 class FastGAN(Training):
     size = 32
     iterations = 3
+    alike = 4  # before a pixel shuffle each filter is there four times at first
 
     def __init__(self) -> None:
         module = lightweight_gan()

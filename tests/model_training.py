@@ -22,6 +22,7 @@ class Training:
     iterations = 5
     d_steps = 1  # per step of G
     z_dim, batch, size = 8, 2, 16
+    alike = 1  # weights of one layer that begin with the same value
 
     def __init__(self, G: nn.Module, D: nn.Module, lr: float, betas: tuple[float, float]) -> None:
         self.nets = {"G": G, "D": D}
