@@ -26,7 +26,7 @@ from rgplug.methods import Step
 from rgplug.metrics import MetricValue
 from rgplug.monitor import Monitor
 from rgplug.network import Network
-from rgplug.observers import Snapshots, StartedOptimizers, copies, moments_of
+from rgplug.observers import Snapshots, StartedOptimizers, copies
 from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank, rank
 from rgplug.regeneration import AugmentedRegeneration
@@ -309,7 +309,7 @@ class Controller:
     def snapshot(self, path: str | Path) -> None:
         """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
         from them: policy.start: {weights: path}."""
-        moments = {label: moments_of(net, self.modules[label]) for label, net in self.networks.items()}
+        moments = {k: snapshot.moments_of(self.modules[k], net.optimizers()) for k, net in self.networks.items()}
         snapshot.save(Path(path), copies(self.modules), moments)
 
     def export(

@@ -327,6 +327,11 @@ class Network:
         self.written = -waiting
         return total
 
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that have stepped its weights and are there still."""
+        found = [w.optimizer() for w in self.weights if w.optimizer is not None]
+        return list({id(o): o for o in found if o is not None}.values())
+
     def density(self) -> float:
         """Share of all managed weights that is kept. Reads the device."""
         return (self.kept.sum() / self.numel.sum()).item() if self.weights else 1.0

@@ -85,12 +85,6 @@ class Snapshots(Observer):
             snapshot.save(self._folder / f"{name}.safetensors", pair, moments)
 
 
-def moments_of(net: Network, module: nn.Module) -> dict[str, dict[str, Any]]:
-    """What the optimizers seen so far keep of each of the network's parameters."""
-    optimizers = [w.optimizer() for w in net.weights if w.optimizer is not None]
-    return snapshot.moments_of(module, {id(o): o for o in optimizers if o is not None}.values())
-
-
 def copies(modules: Mapping[str, nn.Module]) -> dict[str, snapshot.Tensors]:
     """Parameters and buffers of each network, on the CPU."""
     return {k: {n: t.cpu().clone() for n, t in select.named_tensors(m).items()} for k, m in modules.items()}

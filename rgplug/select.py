@@ -75,6 +75,17 @@ def named_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def misfit(saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """What does not fit between saved tensors and a network's, by name and shape, as half a sentence; "" if all do."""
+    for name in dict.fromkeys([*saved, *own]):
+        a, b = saved.get(name), own.get(name)
+        if a is None or b is None or a.shape != b.shape:
+            has = "nothing" if a is None else f"shape {list(a.shape)}"
+            needs = "has no such tensor" if b is None else f"needs shape {list(b.shape)}"
+            return f"it has {has} for {name!r}, and the network {needs}"
+    return ""
+
+
 def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters alone, under the same names."""
     return {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rgplug import state
 from rgplug.errors import RgplugError
-from rgplug.select import named_parameters, named_tensors
+from rgplug.select import misfit, named_parameters, named_tensors
 
 Tensors = dict[str, Tensor]
 Masks = dict[str, dict[str, Tensor]]
@@ -108,15 +108,9 @@ class Start:
     def load(self, modules: Mapping[str, nn.Module]) -> None:
         """Weights and buffers into the networks, bit for bit. Raises RgplugError for other networks."""
         for label, saved in self._of(modules).items():
-            live = named_tensors(modules[label])
-            for name in dict.fromkeys([*saved, *live]):
-                a, b = saved.get(name), live.get(name)
-                if a is None or b is None or a.shape != b.shape:
-                    has = "none" if a is None else f"shape {list(a.shape)}"
-                    needs = "none" if b is None else f"shape {list(b.shape)}"
-                    raise RgplugError(
-                        f"{self.path} is of another {label}: it has {has} for {name}, this network {needs}"
-                    )
+            wrong = misfit(saved, named_tensors(modules[label]))
+            if wrong:
+                raise RgplugError(f"{self.path} is of another {label}: {wrong}; give a snapshot of the same networks")
         with torch.no_grad():
             for label, saved in self._of(modules).items():
                 for name, tensor in named_tensors(modules[label]).items():

@@ -133,7 +133,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     rg.export(path)
     other = nn.Sequential(nn.Linear(6, 4))
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(RgplugError, match=r"has shape \[128, 6\] for '0.weight', and Sequential needs shape \[4, 6\]"):
+    sentence = r"of another Sequential: it has shape \[128, 6\] for '0.weight', and the network needs shape \[4, 6\]"
+    with pytest.raises(RgplugError, match=sentence):
         load_sparse(path, other)
     assert all(map(torch.equal, before, other.parameters()))
     rg.save(tmp_path / "state.safetensors")

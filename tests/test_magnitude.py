@@ -96,6 +96,17 @@ def test_a_pair_that_the_host_loads_after_attach_is_pruned_by_its_magnitudes() -
     assert rg.networks["G"].take_written() == 0
 
 
+@pytest.mark.parametrize("preset", ["pf-global", "pf-uniform", "sparse-global", "adapt"])
+def test_weights_in_channels_last_are_ranked_alike(preset: str) -> None:
+    masks = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net, other = network().to(memory_format=layout), network()
+        rg = rgplug.attach(net, other, {"base": preset, "masks.density": {"G": 0.4, "D": 0.4}})
+        masks.append([w.mask.clone() for w in rg.weights("G")])
+        rg.detach()
+    assert all(map(torch.equal, *masks))
+
+
 def test_masks_stay_and_nothing_comes_back(tmp_path: Path) -> None:
     net = network()
     rg = rgplug.attach(net, None, PF)
@@ -131,7 +142,10 @@ def test_a_snapshot_of_another_network(tmp_path: Path) -> None:
     trained(path)
     other = nn.Sequential(nn.Conv2d(3, 9, 3), nn.Flatten(), nn.Linear(9 * 36, 5)).double()
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(RgplugError, match=r"is of another G: it has shape \[8, 3, 3, 3\] for 0.weight, this network"):
+    sentence = (
+        r"is of another G: it has shape \[8, 3, 3, 3\] for '0.weight', and the network needs shape \[9, 3, 3, 3\]"
+    )
+    with pytest.raises(RgplugError, match=sentence):
         rgplug.attach(other, None, {**PF, "start": {"weights": path}})
     assert all(map(torch.equal, before, other.parameters()))
 

@@ -24,8 +24,6 @@ from rgplug.baselines.tickets import check_rounds
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS
 
-STAGES = ("train", "fine-tune", "tickets", "random-init", "random-mask")
-
 
 def compare(
     methods: Sequence[str] | Mapping[str, Any],  # names, or {name: policy, or None for the method of that name}

@@ -15,7 +15,7 @@ from rgplug.baselines.results import RESULT, write_whole
 from rgplug.baselines.run import Training
 from rgplug.baselines.tickets import next_masks, random_masks
 from rgplug.errors import RgplugError
-from rgplug.snapshot import read, save_masks
+from rgplug.snapshot import save_masks
 
 INITIAL, EARLY, TRAINED, MASKS = (f"{n}.safetensors" for n in ("initial", "early", "trained", "masks"))
 
@@ -128,9 +128,7 @@ class Task:
     def _managed(self) -> dict[str, list[str]]:
         """Weights that the dense run managed, by network."""
         line = (self.folder_of("dense") / "history.jsonl").read_text().splitlines()[0]
-        layers: dict[str, dict[str, float]] = json.loads(line)["layers"]
-        held = read(self._needed(TRAINED))["pair"]
-        return {k: [name for name in v if name in held.get(k, {})] for k, v in layers.items()}
+        return {network: list(layers) for network, layers in json.loads(line)["layers"].items()}
 
     def _result_of(self, method: str) -> dict[str, Any]:
         path = self.folder_of(method) / RESULT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +117,6 @@ class Training:
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
     """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
     return Policy.load(schema.merge(schema.resolve(dict(common), PRESETS), method))
-
-
-def forget_unfinished(folder: Path) -> None:
-    """Remove what an unfinished training left, where it cannot go on from there."""
-    if folder.is_dir() and not (folder / OUTCOME).is_file():
-        shutil.rmtree(folder)
 
 
 def _first_difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:

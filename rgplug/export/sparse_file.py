@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rgplug import state
 from rgplug.errors import RgplugError
+from rgplug.select import misfit
 
 KIND = "sparse network"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -78,14 +79,10 @@ def load_sparse(path: str | Path, network: nn.Module) -> nn.Module:
     """Read a sparse file into a network, strictly: every key, every shape. Returns the network; it is unchanged where
     RgplugError is raised."""
     tensors = read_sparse(path)
-    own = network.state_dict()
-    for name in dict.fromkeys([*tensors, *own]):
-        a, b = tensors.get(name), own.get(name)
-        if a is None or b is None or a.shape != b.shape:
-            has = "nothing" if a is None else f"shape {list(a.shape)}"
-            needs = "has no such key" if b is None else f"needs shape {list(b.shape)}"
-            raise RgplugError(
-                f"{path} has {has} for {name!r}, and {type(network).__name__} {needs}; build its own network"
-            )
+    wrong = misfit(tensors, network.state_dict())
+    if wrong:
+        raise RgplugError(
+            f"{path} is of another {type(network).__name__}: {wrong}; build the network that was exported"
+        )
     network.load_state_dict(tensors, strict=True)
     return network

@@ -15,12 +15,10 @@ def keep_largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     a network (STU-GAN, Sec. 4.1: PF-uniform, PF-global). No tensor is emptied: a layer without a weight has sigma 0
     under spectral norm. Of equal scores it is not said which are kept.
     """
-    first = []
-    for score in scores:
-        raised = score.clone()
-        raised.view(-1)[score.argmax()] = torch.inf
-        first.append(raised)
-    return _largest(first, max(count, len(first)))
+    raised = [score.flatten().clone() for score in scores]
+    for flat in raised:
+        flat[flat.argmax()] = torch.inf
+    return [mask.view(s.shape) for mask, s in zip(_largest(raised, max(count, len(raised))), scores)]
 
 
 def _largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
