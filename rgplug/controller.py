@@ -178,10 +178,10 @@ class Controller:
         if self.policy.run_dir is not None and rank() == 0:
             folder = Path(self.policy.run_dir)
             if self.epoch == 1:
-                history.set_aside(folder, ("history.jsonl", "rgplug.safetensors"))
+                history.set_aside(folder, (history.HISTORY, "rgplug.safetensors"))
             elif len(self.records) == 1:
-                history.truncate(folder / "history.jsonl", self.epoch - 1)
-            history.append(folder / "history.jsonl", record)
+                history.truncate(folder / history.HISTORY, self.epoch - 1)
+            history.append(folder / history.HISTORY, record)
             self.save(folder / "rgplug.safetensors")
         for logger in self.loggers:
             logger.write(record)

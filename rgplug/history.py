@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rgplug.errors import RgplugError
+
+HISTORY = "history.jsonl"
+Line = dict[str, Any]  # one line of it
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,49 @@ def append(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(record.to_json() + "\n")
+
+
+def read_history(history: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Line]:
+    """The lines of a history.jsonl (a path, or the lines themselves) in the order of their epochs.
+
+    A last line that a killed run left half written is dropped. If an epoch occurs twice (a run that was resumed
+    from an older checkpoint), the later line counts.
+    """
+    if not isinstance(history, str | os.PathLike):
+        return _by_epoch(history)
+    path = Path(history)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no history file {path}.")
+    rows = [row for row in path.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
+    lines: list[Line] = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            line = json.loads(row)
+            if not isinstance(line, dict) or "epoch" not in line:
+                raise ValueError("not an object with an epoch")
+        except ValueError as error:
+            if number == len(rows):
+                break
+            raise ValueError(f"{path}: line {number} is not a line of a history ({error}).") from None
+        lines.append(line)
+    return _by_epoch(lines)
+
+
+def _by_epoch(lines: Iterable[Mapping[str, Any]]) -> list[Line]:
+    latest = {int(line["epoch"]): dict(line) for line in lines}
+    return [latest[epoch] for epoch in sorted(latest)]
+
+
+def history_of(folder: Path) -> list[Line]:
+    """The lines of history.jsonl in a run's folder; [] where there is none. RgplugError for a corrupt line."""
+    path = folder / HISTORY
+    if not path.is_file():
+        return []
+    try:
+        return read_history(path)
+    except (ValueError, TypeError) as error:
+        detail = str(error) if str(path) in str(error) else f"{path} is corrupt ({error})"
+        raise RgplugError(f"{detail.rstrip('.')}; remove or restore that line") from None
 
 
 def set_aside(folder: Path, names: tuple[str, ...]) -> None:

@@ -85,7 +85,7 @@ def test_the_rounds_of_tickets(finished: Path) -> None:
         masks = new
     lines = [json.loads(line) for line in (finished / "tickets/seed_0/round_02/history.jsonl").read_text().splitlines()]
     assert all(line["regenerated"] == {"G": 0, "D": 0} for line in lines)
-    assert [row["density"]["G"] for row in results_of(finished, "tickets").rounds] == pytest.approx(
+    assert [row.density["G"] for row in results_of(finished, "tickets").rounds] == pytest.approx(
         [1.0, 0.8, 0.64], abs=2e-3
     )
 

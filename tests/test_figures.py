@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rgplug.report.figures import image_grid, read_history, training_figure
+from rgplug.history import read_history
+from rgplug.report.figures import image_grid, training_figure
 
 
 def made_up_history(epochs=20, layers=60, networks=("G", "D")):

@@ -15,6 +15,7 @@ from rgplug.baselines.results import RESULT, write_whole
 from rgplug.baselines.run import Training
 from rgplug.baselines.tickets import next_masks, random_masks
 from rgplug.errors import RgplugError
+from rgplug.history import history_of
 from rgplug.snapshot import save_masks
 
 INITIAL, EARLY, TRAINED, MASKS = (f"{n}.safetensors" for n in ("initial", "early", "trained", "masks"))
@@ -127,8 +128,8 @@ class Task:
 
     def _managed(self) -> dict[str, list[str]]:
         """Weights that the dense run managed, by network."""
-        line = (self.folder_of("dense") / "history.jsonl").read_text().splitlines()[0]
-        return {network: list(layers) for network, layers in json.loads(line)["layers"].items()}
+        line = history_of(self.folder_of("dense"))[0]
+        return {network: list(layers) for network, layers in line["layers"].items()}
 
     def _result_of(self, method: str) -> dict[str, Any]:
         path = self.folder_of(method) / RESULT

@@ -10,9 +10,10 @@ from typing import Any
 
 from rgplug import schema
 from rgplug.baselines.host import Attachment, Build, Host, checked
-from rgplug.baselines.results import best_layers, from_records, read_history, write_whole
+from rgplug.baselines.results import best_layers, from_records, write_whole
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
+from rgplug.history import history_of
 from rgplug.policy import PRESETS, Policy
 
 OUTCOME = "outcome.json"
@@ -95,7 +96,7 @@ class Training:
             )
 
     def _outcome(self, rg: Controller) -> dict[str, Any]:
-        records = read_history(self.folder / "history.jsonl")
+        records = history_of(self.folder)
         if not records:
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
         augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from rgplug.baselines.methods import TICKET, Rewind
-from rgplug.baselines.results import read_history, write_whole
+from rgplug.baselines.results import write_whole
 from rgplug.errors import RgplugError
+from rgplug.history import history_of
 from rgplug.methods.magnitude import prune_remaining
 from rgplug.policy import ENVIRONMENT
 from rgplug.snapshot import Masks, read, save_masks
@@ -179,7 +180,7 @@ def _run(command: Sequence[str], folder: Path, number: int) -> None:
 
 
 def _summary(folder: Path, number: int) -> dict[str, Any]:
-    lines = read_history(folder / "history.jsonl")
+    lines = history_of(folder)
     values = [line["metric"] for line in lines if line["metric"] is not None]
     last = lines[-1] if lines else {}
     return {

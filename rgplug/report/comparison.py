@@ -4,64 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from rgplug.baselines.results import Result
+
 DENSE = "dense"  # the method whose runs are 1 where FLOPs are given as multiples
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of a ticket: its density, its best value and what it alone cost up to there."""
-
-    round: int
-    density: dict[str, float]
-    best: float | None
-    real_images: float | None
-    flops: float | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One line of results.jsonl. None: not known; `best` is None where the metric was never finite."""
-
-    method: str
-    seed: int
-    run: str  # folder, relative to that of results.jsonl
-    metric: str | None
-    samples: int | None  # generated images per evaluation
-    higher_is_better: bool
-    best: float | None
-    best_epoch: int | None
-    best_phase: str | None
-    final: float | None
-    evaluations: int  # with a finite value
-    not_finite: int  # evaluations besides these
-    real_images: float | None  # shown to D until the best value
-    flops: float | None  # training FLOPs until the best value
-    flops_total: float | None  # of the whole run
-    before_images: float | None  # what had to be trained before this run
-    before_flops: float | None
-    density: dict[str, float]  # share kept at the best value
-    inference_flops: float | None  # one image through G
-    inference_flops_dense: float | None
-    rounds: tuple[Round, ...] = field(repr=False)
-
-    @property
-    def images_to_best(self) -> float | None:
-        """#RI until the best value, with what was trained before."""
-        return _total(self.real_images, self.before_images)
-
-    @property
-    def flops_to_best(self) -> float | None:
-        """Training FLOPs until the best value, with what was trained before."""
-        return _total(self.flops, self.before_flops)
-
-    @property
-    def flops_in_all(self) -> float | None:
-        """Training FLOPs of the whole run, with what was trained before."""
-        return _total(self.flops_total, self.before_flops)
 
 
 @dataclass(frozen=True)
@@ -86,10 +35,10 @@ class Method:
     """The runs of one method, by seed."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[Result, ...]
 
     @property
-    def valued(self) -> tuple[Run, ...]:
+    def valued(self) -> tuple[Result, ...]:
         """The runs that have a best value."""
         return tuple(run for run in self.runs if run.best is not None)
 
@@ -98,7 +47,7 @@ class Method:
         """Number of runs in which the metric was never finite."""
         return len(self.runs) - len(self.valued)
 
-    def over_seeds(self, value: Callable[[Run], float | None]) -> Spread | None:
+    def over_seeds(self, value: Callable[[Result], float | None]) -> Spread | None:
         """Mean of a quantity of a run over the seeds in which it is known."""
         return spread(value(run) for run in self.runs)
 
@@ -114,7 +63,7 @@ class Comparison:
     higher_is_better: bool
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[Result, ...]:
         return tuple(run for method in self.methods for run in method.runs)
 
     @property
@@ -127,19 +76,15 @@ class Comparison:
             return None
         dense = {run.seed: run.flops_total for run in self.dense.runs}
 
-        def multiple(run: Run) -> float | None:
+        def multiple(run: Result) -> float | None:
             return _ratio(run.flops_in_all if with_before else run.flops_total, dense.get(run.seed))
 
         return method.over_seeds(multiple)
 
     @staticmethod
-    def inference_multiple(run: Run) -> float | None:
+    def inference_multiple(run: Result) -> float | None:
         """FLOPs of one image through G over those of a dense G."""
         return _ratio(run.inference_flops, run.inference_flops_dense)
-
-
-def _total(own: float | None, before: float | None) -> float | None:
-    return None if own is None or before is None else own + before
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -4,7 +4,6 @@ matplotlib is not needed for training and comes with `pip install rgplug[demo]`;
 for. Nothing here opens a window, and no setting of the caller's matplotlib is touched.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,46 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["image_grid", "read_history", "training_figure"]
+from rgplug.history import Line, read_history
+
+__all__ = ["image_grid", "training_figure"]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa4499"  # Okabe & Ito 2008; Tol: colour-blind safe
 GREY, SHADE, INK = "#8a8f98", "#f6e3b4", "#22252a"
 NETWORK_COLOURS = {"G": BLUE, "D": ORANGE}
 LEGEND = {"handlelength": 1.5, "columnspacing": 1.4, "handletextpad": 0.5}  # one row, beside the panel's title
 MOST_LABELS = 24  # rows of a heat map that can carry their layer's name
-
-Line = dict[str, Any]  # one line of history.jsonl
-
-
-def read_history(history: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Line]:
-    """The lines of a history.jsonl (a path, or the lines themselves) in the order of their epochs.
-
-    A last line that a killed run left half written is dropped. If an epoch occurs twice (a run that was resumed
-    from an older checkpoint), the later line counts.
-    """
-    if not isinstance(history, str | os.PathLike):
-        return _by_epoch(history)
-    path = Path(history)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no history file {path}.")
-    rows = [row for row in path.read_text(encoding="utf-8", errors="replace").split("\n") if row.strip()]
-    lines: list[Line] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            line = json.loads(row)
-            if not isinstance(line, dict) or "epoch" not in line:
-                raise ValueError("not an object with an epoch")
-        except ValueError as error:
-            if number == len(rows):
-                break
-            raise ValueError(f"{path}: line {number} is not a line of a history ({error}).") from None
-        lines.append(line)
-    return _by_epoch(lines)
-
-
-def _by_epoch(lines: Iterable[Mapping[str, Any]]) -> list[Line]:
-    latest = {int(line["epoch"]): dict(line) for line in lines}
-    return [latest[epoch] for epoch in sorted(latest)]
 
 
 def training_figure(

@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from rgplug.baselines.results import RESULTS, Result
 from rgplug.errors import RgplugError
+from rgplug.history import HISTORY, Line, history_of
 from rgplug.report.cells import Table, metric_text, metric_title
-from rgplug.report.comparison import Comparison, Run
-from rgplug.report.figures import Line, training_figure
+from rgplug.report.comparison import Comparison
+from rgplug.report.figures import training_figure
 from rgplug.report.markup import Section, details, document, embedded, figure, gallery, listing, paragraph, table
 from rgplug.report.panels import Points, metric_curves, trade_off
-from rgplug.report.results import HISTORY, RESULTS, SAMPLES, history_of, read_results
+from rgplug.report.results import SAMPLES, read_results
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import csv_text, markdown
 
@@ -111,7 +113,7 @@ def _notes(c: Comparison, name: str) -> list[str]:
 def _trade_offs(c: Comparison, name: str) -> str:
     """Metric against density of G, and against the training FLOPs of table 1."""
 
-    def points(x: Callable[[Run], float | None]) -> list[Points]:
+    def points(x: Callable[[Result], float | None]) -> list[Points]:
         found = []
         for m in c.methods:
             pairs = [(a, run.best) for run in m.runs if (a := x(run)) is not None and run.best is not None]
@@ -119,7 +121,7 @@ def _trade_offs(c: Comparison, name: str) -> str:
                 found.append(Points(m.name, *zip(*pairs)))
         return found
 
-    def panel(x: Callable[[Run], float | None], label: str, more: str = "", share: bool = False) -> str:
+    def panel(x: Callable[[Result], float | None], label: str, more: str = "", share: bool = False) -> str:
         found = points(x)
         if not found:
             return ""
@@ -147,7 +149,7 @@ def _samples(c: Comparison) -> str:
     return paragraph("The last grid that each run left, not necessarily that of its best value.") + gallery(images)
 
 
-def _run_details(c: Comparison, run: Run, lines: list[Line]) -> str:
+def _run_details(c: Comparison, run: Result, lines: list[Line]) -> str:
     name = f"{run.method}, seed {run.seed}"
     if run.best is None:
         result = "diverged"

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Line, blank_figure, wants_log
+from rgplug.history import Line
+from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, blank_figure, wants_log
 
 COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours

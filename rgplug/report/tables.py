@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from rgplug.baselines.results import Result, Round
 from rgplug.report.cells import (
     UNKNOWN,
     Cell,
@@ -19,7 +20,7 @@ from rgplug.report.cells import (
     spread_cell,
     text_cell,
 )
-from rgplug.report.comparison import Comparison, Method, Round, Run, spread
+from rgplug.report.comparison import Comparison, Method, spread
 
 
 def tables_of(comparison: Comparison) -> list[Table]:
@@ -168,11 +169,11 @@ def _metric(m: Method) -> Cell:
     return metric_cell(m.over_seeds(lambda run: run.best))
 
 
-def _mean(value: Callable[[Run], float | None], write: Callable[[float], str], runs: Sequence[Run]) -> Cell:
+def _mean(value: Callable[[Result], float | None], write: Callable[[float], str], runs: Sequence[Result]) -> Cell:
     return spread_cell(spread(map(value, runs)), write, len(runs))
 
 
-def _at_best(m: Method) -> tuple[Run, ...]:
+def _at_best(m: Method) -> tuple[Result, ...]:
     """The runs that say what a method's density is: those with a value, or all where none has one."""
     return m.valued or m.runs
 
@@ -182,7 +183,7 @@ def _density(m: Method, network: str) -> Cell:
 
 
 def _sparsity(m: Method, network: str) -> Cell:
-    def sparsity(run: Run) -> float | None:
+    def sparsity(run: Result) -> float | None:
         return 100 * (1 - run.density[network]) if network in run.density else None
 
     return _mean(sparsity, "{:.1f}".format, _at_best(m))
