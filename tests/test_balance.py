@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle_baselines as oracle
+import oracle_adapt as oracle
 import pytest
 import torch
 from common import Host, different, snapshot

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle_baselines as oracle
+import oracle_magnitude as oracle
 import pytest
 import torch
+from oracle_training import moments_of
 from test_sparse import batches, loss_of, network
 from torch import nn
 
@@ -50,7 +51,7 @@ def test_prune_and_fine_tune_equals_the_oracle(tmp_path: Path, scope: str, kerne
     theirs = network()
     first = adam(theirs)
     train(theirs, first, steps[:20])
-    reference = oracle.FineTune(theirs, oracle.moments_of(theirs, first), 0.4, scope, 1e-2, BETAS)
+    reference = oracle.FineTune(theirs, moments_of(theirs, first), 0.4, scope, 1e-2, BETAS)
     trained(start)
 
     ours = network(seed=5)  # other weights: the snapshot brings the trained ones

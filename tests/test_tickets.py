@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import oracle_baselines as oracle
+import oracle_magnitude as oracle
 import pytest
 import torch
 from common import adam
