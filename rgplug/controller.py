@@ -20,7 +20,7 @@ from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation, hide_pruned, update_average
 from rgplug.export import bake, save_sparse
 from rgplug.hooks import StepHooks
-from rgplug.logs import open_logger
+from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
@@ -28,7 +28,7 @@ from rgplug.monitor import Monitor
 from rgplug.network import Network
 from rgplug.observers import Snapshots, StartedOptimizers, copies
 from rgplug.policy import Policy
-from rgplug.processes import broadcast_first, from_first_rank, rank
+from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.select import named_tensors
 from rgplug.state import fit
@@ -51,7 +51,7 @@ class Controller:
     ):
         self.policy = policy
         self.networks = networks
-        self.loggers = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
+        self.journal = Journal(policy)
         self.candidates = candidates
         self.modules = dict(modules)
         self.hooks = StepHooks(list(networks.values()), optimizers)
@@ -175,16 +175,7 @@ class Controller:
             self._enter("sparse" if self.regeneration.sparse else "dense")
         record = self.monitor.record(self.epoch, number, metric_name, average, before, self.phase)
         self.records.append(record)
-        if self.policy.run_dir is not None and rank() == 0:
-            folder = Path(self.policy.run_dir)
-            if self.epoch == 1:
-                history.set_aside(folder, (history.HISTORY, "rgplug.safetensors"))
-            elif len(self.records) == 1:
-                history.truncate(folder / history.HISTORY, self.epoch - 1)
-            history.append(folder / history.HISTORY, record)
-            self.save(folder / "rgplug.safetensors")
-        for logger in self.loggers:
-            logger.write(record)
+        self.journal.write(self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save)
         if self._snapshots is not None:
             self._snapshots.evaluated()
         return record
@@ -362,8 +353,7 @@ class Controller:
         self.hooks.remove()
         for module in self.modules.values():
             attached_networks.pop(select.unwrap(module), None)
-        for logger in self.loggers:
-            logger.close()
+        self.journal.close()
         self._attached = False
 
     def __enter__(self) -> Controller:
