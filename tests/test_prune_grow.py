@@ -75,6 +75,8 @@ def test_re_gan_equals_the_oracle(kernels: str) -> None:
             assert np.array_equal(w.mask.numpy(), ~oracle.pruned[w.name]), (i, w.name)
         for (k, a), b in zip(ours.named_parameters(), theirs.parameters()):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=f"{i} {k}")
+            for key, moments in (("exp_avg", oracle.m), ("exp_avg_sq", oracle.v)):
+                np.testing.assert_allclose(optimizer.state[a][key].numpy(), moments[k], rtol=0, atol=1e-9)
         densities.append(rg.density("G"))
     assert densities[:9] == [1.0] * 9
     assert densities[9:24] == [pytest.approx(0.6, abs=2e-3)] * 15
