@@ -6,6 +6,7 @@ back when it is read.
 
 from rgplug.export.bake import bake
 from rgplug.export.checkpoint import export_checkpoint
+from rgplug.export.onnx_file import OnnxCheck, save_onnx
 from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
 
-__all__ = ["bake", "export_checkpoint", "load_sparse", "read_sparse", "save_sparse"]
+__all__ = ["OnnxCheck", "bake", "export_checkpoint", "load_sparse", "read_sparse", "save_onnx", "save_sparse"]
