@@ -1,0 +1,154 @@
+"""`trace`: the channels of a network; `filter_channels`: which output filters are decided together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.utils import _pytree as pytree
+
+from rgplug.channels.labels import Axis, Labels
+from rgplug.channels.rules import LabelMode, Read
+from rgplug.errors import RgplugError
+from rgplug.masking import FilterLayout
+from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
+from rgplug.select import unwrap, walk
+
+OUTPUT = "it is part of the network's output"
+_NORMED = ("weight_orig", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
+
+
+@dataclass
+class Channels:
+    """What `trace` found. A channel is named by the smallest of its labels, its root."""
+
+    axes: list[Axis]
+    roots: Tensor  # int64 [labels]
+    reasons: dict[int, str]  # root -> why the channel has to stay
+    reads: list[Read] = field(default_factory=list)
+
+    def of(self, axis: Axis) -> Tensor:
+        """int64 [size]: the channel of each entry of an axis."""
+        return self.roots[axis.base : axis.base + axis.size]
+
+
+@dataclass(frozen=True)
+class FilterChannels:
+    """of: weight -> int64 [filters], the channel that each output filter makes; filters of one channel, in one weight
+    or in several, are decided together. fixed: weight -> why its filters have to stay."""
+
+    of: dict[str, Tensor]
+    fixed: dict[str, str]
+
+
+def plain_copy(network: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+    """A copy in eval mode whose spectral and weight norms are folded into plain weights; outputs are the same up to
+    rounding. inputs: what forward takes. Raises RgplugError where the network does not run on them or cannot be copied.
+    """
+    network = unwrap(network)
+    name = type(network).__name__
+    with evaluation_mode(network), preserved_buffers(network), preserved_rng(), torch.no_grad():
+        try:
+            network(*inputs)  # layers that keep a computed weight can be copied after a forward without gradients
+        except Exception as error:
+            raise RgplugError(f"{name} does not run on the inputs it was to be traced with: {_line(error)}") from error
+        try:
+            copied = copy.deepcopy(network)
+        except Exception as error:
+            raise RgplugError(f"{name} cannot be copied, and so not traced: {_line(error)}") from error
+        copied.eval().requires_grad_(False)
+        for _, module in walk(copied):
+            fold_norms(module)
+    return copied
+
+
+def fold_norms(module: nn.Module) -> bool:
+    """Spectral and weight norm of one module's own weight become a plain Parameter; True if there was one."""
+    if parametrize.is_parametrized(module):
+        for name in list(cast(nn.ModuleDict, module.parametrizations)):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        return True
+    hooks = [type(h).__name__ for h in module._forward_pre_hooks.values()]
+    if "SpectralNorm" in hooks:
+        remove_spectral_norm(module)
+    elif "WeightNorm" in hooks:
+        remove_weight_norm(module)
+    else:
+        return False
+    return True
+
+
+def trace(network: nn.Module, inputs: tuple[Any, ...]) -> Channels:
+    """The channels of a network, by running it once on `inputs` (a batch of two or more) in eval mode.
+
+    Spectral and weight norms have to be folded (`plain_copy`). Raises RgplugError where the forward fails.
+    """
+    tensors = dict(named_once(network))
+    labels = Labels(tensors)
+    mode = LabelMode(labels, {id(t): n for n, t in tensors.items()})
+    with evaluation_mode(network), preserved_buffers(network), preserved_rng(), torch.no_grad():
+        try:
+            with mode:
+                out = network(*inputs)
+        except Exception as error:
+            raise RgplugError(f"{type(network).__name__} cannot be traced: {_line(error)}") from error
+    for part in pytree.tree_leaves(out):
+        for slot in mode.slots(part):
+            labels.fix(slot, OUTPUT)
+    return Channels(labels.axes, labels.roots(), labels.reasons(), mode.reads)
+
+
+def named_once(network: nn.Module) -> Mapping[str, Tensor]:
+    """Parameters and floating buffers by name; one that is shared has its first name."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for prefix, module in walk(network):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.is_floating_point() and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{prefix}.{name}" if prefix else name] = tensor
+    return found
+
+
+def filter_channels(network: nn.Module, inputs: tuple[Any, ...], layouts: Mapping[str, FilterLayout]) -> FilterChannels:
+    """Which output filters of the named weights make the same channel.
+
+    inputs: what forward takes, a batch of two or more. Filters that make the network's output are fixed. Raises
+    RgplugError where the network cannot be traced.
+    """
+    copied = plain_copy(network, inputs)
+    channels = trace(copied, inputs)
+    axes = {(a.name, a.dim): a for a in channels.axes}
+    of: dict[str, Tensor] = {}
+    fixed: dict[str, str] = {}
+    for name, layout in layouts.items():
+        axis = axes.get((plain_name(name), layout.dim))
+        if axis is None:
+            fixed[name] = (
+                "its filters are the network's output" if layout.filters == 1 else "the forward does not use it"
+            )
+            continue
+        roots = channels.of(axis)
+        if any(channels.reasons.get(r) == OUTPUT for r in roots.tolist()):
+            fixed[name] = "its filters are the network's output"
+        else:
+            of[name] = roots.repeat(layout.groups)
+    return FilterChannels(of, fixed)
+
+
+def plain_name(name: str) -> str:
+    """What a weight under spectral or weight norm is called once the norm is folded."""
+    for suffix in _NORMED:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix) + "weight"
+    return name
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
