@@ -314,10 +314,16 @@ class Controller:
         """A plain copy of a network, or of its moving average, with zeros in place: no trace of rgplug, equal outputs.
 
         path: also write it as a sparse file (values and packed bits; half: as float16), which
-        `rgplug.export.load_sparse(path, network)` reads. Raises RgplugError for another network as `ema`, and for one
-        that cannot be copied.
+        `rgplug.export.load_sparse(path, network)` reads. Raises RgplugError while the network trains dense, for another
+        one as `ema`, and for one that cannot be copied.
         """
-        baked = bake(self.modules[network] if ema is None else ema, self._network(network))
+        net = self._network(network)
+        if net.method.prunes and not net.sparse:
+            raise RgplugError(
+                f"{network} trains dense at the moment (augmented regeneration) and has nothing pruned to export; export "
+                f"in a sparse phase, or take copy.deepcopy({network})"
+            )
+        baked = bake(self.modules[network] if ema is None else ema, net)
         if path is not None:
             save_sparse(path, baked.state_dict(), half)
         return baked

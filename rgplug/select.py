@@ -222,6 +222,8 @@ def _layout(param: torch.Tensor, module: nn.Module, name: str, dim: int | None) 
         if not 0 <= dim < len(shape):
             raise RgplugError(f"policy filter_dim {dim} does not exist in {name} of shape {list(shape)}")
         return FilterLayout(shape, dim)
+    if len(shape) == 1:
+        return FilterLayout(shape)
     if isinstance(module, _TRANSPOSED):
         return FilterLayout(shape, 1, module.groups)
     if "transpose" in _parametrized_class(module).lower() and len(shape) >= 3:

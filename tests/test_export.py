@@ -56,12 +56,16 @@ def test_a_baked_average_wears_the_live_mask() -> None:
     assert all((p == 1).all() for p in average.parameters())
 
 
-def test_while_dense_there_is_nothing_to_bake_away() -> None:
+def test_while_dense_there_is_nothing_to_export(tmp_path: Path) -> None:
     host = Host()
     rg = rgplug.attach(host.G, host.D, {"base": "rg-gan", "threshold.init": 0.1})
     host.run(1)
     rg.networks["G"].go_dense()
-    assert rg.export().state_dict()["0.weight"].count_nonzero() == host.G[0].weight.numel()
+    with pytest.raises(RgplugError, match=r"G trains dense at the moment .*take copy.deepcopy\(G\)"):
+        rg.export(tmp_path / "G.safetensors")
+    assert not list(tmp_path.iterdir())
+    rg.networks["G"].go_sparse()
+    assert rg.export() is not host.G
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1])

@@ -7,6 +7,7 @@ the host's layers are. torch-pruning's dependency graph is the reference where i
 it knows nn.Conv2d and nn.Linear alone, and takes gated linear units and pixel shuffles for elementwise operations.
 """
 
+from rgplug.channels.labels import Axis
 from rgplug.channels.trace import Channels, FilterChannels, filter_channels, plain_copy, trace
 
-__all__ = ["Channels", "FilterChannels", "filter_channels", "plain_copy", "trace"]
+__all__ = ["Axis", "Channels", "FilterChannels", "filter_channels", "plain_copy", "trace"]

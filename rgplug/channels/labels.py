@@ -39,11 +39,11 @@ class Labels:
         self._shapes = {name: tuple(t.shape) for name, t in tensors.items()}
 
     def slots(self, name: str) -> list[Tensor]:
-        """The slots of a parameter or buffer: its first two dims of more than one entry."""
+        """The slots of a parameter or buffer: its first two dims, of [1, out, in, k, k] the two after the first."""
         if name not in self._first:
             shape = self._shapes[name]
-            dims = [d for d, n in enumerate(shape) if n > 1][:2]
-            self._first[name] = [self._axis(name, d, shape[d]) for d in dims]
+            dims = (1, 2) if len(shape) == 5 and shape[0] == 1 else range(min(2, len(shape)))
+            self._first[name] = [self._axis(name, d, shape[d]) for d in dims if shape[d] > 1]
         rank = len(self._shapes[name])
         return [
             torch.arange(a.base, a.base + a.size, dtype=torch.float64).view(

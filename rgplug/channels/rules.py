@@ -42,6 +42,9 @@ BATCH_NORMS = _names(
 )
 
 
+LAST = "a layer keeps at least one channel"
+
+
 @dataclass(frozen=True)
 class Read:
     """What a weight, or a sum, reads of each channel: smallest and largest value, over the batch and the image, and the
@@ -51,7 +54,8 @@ class Read:
     low: Tensor  # [channels]
     high: Tensor  # [channels]
     factor: Tensor  # [channels]
-    constant: bool  # whether a constant could go into the reader's bias: not where it is modulated, nor in a sum
+    by: str  # the operation, where it cannot hand on what is left of a channel: a sum, a modulated weight; else ""
+    images: dict[int, Tensor]  # label -> [height, width] of channels that vary over the image and not over the batch
 
 
 class LabelMode(TorchDispatchMode):
@@ -63,6 +67,10 @@ class LabelMode(TorchDispatchMode):
         self.reads: list[Read] = []
         self._names = names  # id of a parameter or buffer -> its name
         self._slots: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles under this mode, and asking dynamo takes the seconds of its import
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,7 +111,7 @@ class LabelMode(TorchDispatchMode):
         if name in SHAPES:
             return self._reshape(name, func, args, kwargs, out)
         if name in SPATIAL:
-            return self._set(out, [s for s in map(self._of_channels, self.slots(args[0])) if s is not None])
+            return self._set(out, self._over_images(args[0], args[0].dim() - 3))
         if name in BATCH_NORMS:
             return self._set(out, self._norm(given, 1))
         if name in REDUCTIONS:
@@ -186,7 +194,7 @@ class LabelMode(TorchDispatchMode):
     def _norm(self, given: dict[str, Any], dim: int) -> list[Tensor]:
         """Batch norm: gain, bias and running statistics belong to the channel."""
         x = given["input"]
-        slots = [s for s in (self._along(slot, dim) for slot in self.slots(x)) if s is not None]
+        slots = self._each_along(x, dim)
         for key in ("weight", "bias", "running_mean", "running_var"):
             for own in self.slots(given.get(key)):
                 for slot in slots:
@@ -223,7 +231,7 @@ class LabelMode(TorchDispatchMode):
             if along := [d for d in varying(slot) if d in dims]:
                 if name in ("sum", "linalg_vector_norm") and len(varying(slot)) == 1:
                     values = x.detach().movedim(along[0], 0).flatten(1)
-                    self._read(slot.flatten(), values, torch.ones(len(values)), constant=False)
+                    self._read(slot.flatten(), values, torch.ones(len(values)), by=name)
                 else:
                     self.labels.fix(slot, f"{name.strip('_')} counts it among other channels")
             elif keeps:
@@ -239,8 +247,8 @@ class LabelMode(TorchDispatchMode):
         reads, makes = (0, 1) if transposed else (1, 0)
         rows, columns = self._weight(w, makes), self._weight(w, reads)
         if tuple(w.shape[:2]) == (1, 1) and not (rows or columns):  # a filter over images, each a channel of its own
-            return [s for s in map(self._of_images, self.slots(x)) if s is not None]
-        inputs = [s.flatten() for s in (self._along(slot, 1) for slot in self.slots(x)) if s is not None]
+            return self._over_images(x, 0)
+        inputs = [s.flatten() for s in self._each_along(x, 1)]
         inputs = [s if len(s) > 1 else s.expand(x.shape[1]) for s in inputs]
         each = x.shape[1] // groups
         if groups > 1 and each == 1:
@@ -259,7 +267,7 @@ class LabelMode(TorchDispatchMode):
         values = x.detach().transpose(0, 1).reshape(groups, each, -1).transpose(0, 1).reshape(each, -1)
         factors = w.detach().reshape(groups, each, -1) if transposed else w.detach().transpose(0, 1)
         factor = factors.abs().amax((0, 2)) if transposed else factors.flatten(1).abs().amax(1)
-        self._contract(inputs, [c[:each] for c in columns], values, factor, rows, "a convolution", w)
+        self._contract(inputs, [c[:each] for c in columns], values, factor, rows, "a convolution", w, x)
         found = [r.repeat(groups) if transposed else r for r in rows]
         for slot in found:
             for own in self.slots(given.get("bias")):
@@ -325,11 +333,13 @@ class LabelMode(TorchDispatchMode):
         rows: list[Tensor],
         operation: str,
         weight: Tensor,
+        images: Tensor | None = None,  # [N, channels, ...]: what is read, where it has the shape of images
     ) -> None:
         """Channels that are summed over: those of the input belong to those that the weight reads."""
         if not columns:
+            last = len(values) == 1
             for slot in inputs:
-                self.labels.fix(slot, f"{operation} without a weight of the network reads it")
+                self.labels.fix(slot, LAST if last else f"{operation} without a weight of the network reads it")
         for slot in columns:
             self.labels.set_role(slot, "in")
         for slot in rows:
@@ -341,26 +351,30 @@ class LabelMode(TorchDispatchMode):
                 self.labels.tie(slot, own)
             if not inputs:
                 self.labels.fix(own, "it reads the network's input")
-            self._read(own, values, factor, constant=self._plain(weight))
+            computed = "" if self._plain(weight) else f"{operation} with a computed weight"
+            self._read(own, values, factor, computed, images)
 
-    def _read(self, slot: Tensor, values: Tensor, factor: Tensor, constant: bool) -> None:
+    def _read(self, slot: Tensor, values: Tensor, factor: Tensor, by: str, images: Tensor | None = None) -> None:
         low, high = values.amin(1).double().cpu(), values.amax(1).double().cpu()
         known = slot >= 0
         if bool(known.any()):
             factor = factor.double().cpu()[known]
-            self.reads.append(Read(slot[known].long(), low[known], high[known], factor, constant))
+            labels = slot[known].long()
+            steady = {} if images is None or len(images) < 2 else _steady(images, slot.long())
+            self.reads.append(Read(labels, low[known], high[known], factor, by, steady))
 
     def _plain(self, weight: Tensor) -> bool:
         """Whether it is a parameter as it is, or a view of one, not one that was multiplied with something."""
         base = weight if weight._base is None else weight._base
         return id(weight) in self._names or id(base) in self._names
 
-    def _along(self, slot: Tensor, dim: int) -> Tensor | None:
-        """A slot that varies along `dim` alone: labels that share a place there are tied. None where it does not."""
+    def _along(self, slot: Tensor, dim: int, size: int) -> Tensor | None:
+        """A slot that varies along `dim` alone, of that size: labels that share a place there are tied. None where it
+        varies along other dims alone."""
         dims = varying(slot)
-        if dims == [dim]:
+        if dims == [dim] or (size == 1 and not dims):
             return slot
-        if dim not in dims:
+        if dim not in dims and size > 1:
             self.labels.fix(slot, "its entries are no channels")
             return None
         rows = slot.movedim(dim, 0).flatten(1)
@@ -369,16 +383,25 @@ class LabelMode(TorchDispatchMode):
         shape = [slot.shape[dim] if d == dim else 1 for d in range(slot.dim())]
         return rows[:, 0].reshape(shape)
 
-    def _of_images(self, slot: Tensor) -> Tensor | None:
-        if all(d < slot.dim() - 2 for d in varying(slot)):
-            return slot
-        return self._along(slot, 0)
+    def _each_along(self, x: Tensor, dim: int) -> list[Tensor]:
+        found = (self._along(slot, dim, x.shape[dim]) for slot in self.slots(x))
+        return [slot for slot in found if slot is not None]
 
-    def _of_channels(self, slot: Tensor) -> Tensor | None:
-        """The same before an operation over the image: a label may not vary over its last two dims."""
-        if all(d < slot.dim() - 2 for d in varying(slot)):
-            return slot
-        return self._along(slot, slot.dim() - 3)
+    def _over_images(self, x: Tensor, dim: int) -> list[Tensor]:
+        """Slots for an operation over the last two dims: where they vary over these, they are brought to `dim`."""
+        found = []
+        for slot in self.slots(x):
+            flat = all(d < slot.dim() - 2 for d in varying(slot))
+            found.append(slot if flat else self._along(slot, dim, x.shape[dim]))
+        return [slot for slot in found if slot is not None]
+
+
+def _steady(images: Tensor, labels: Tensor) -> dict[int, Tensor]:
+    """Channels [height, width] that are the same in all images, and not the same all over; none at label -1."""
+    low, high = images.detach().amin(0), images.detach().amax(0)
+    same = (high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())).flatten(1).all(1)
+    flat = (low.flatten(1) == low.flatten(1)[:, :1]).all(1)
+    return {int(labels[i]): low[i].cpu() for i in (same & ~flat).nonzero().flatten().tolist() if labels[i] >= 0}
 
 
 def _outofplace(name: str) -> Any:

@@ -1,12 +1,26 @@
-"""Generators to take away: baked (the host's own network with zeros in place) and as sparse files.
+"""Generators to take away: baked (the host's own network with zeros in place), compact (channels taken out), as files.
 
-A pruned weight in a dense tensor makes nothing smaller; a sparse file is smaller on disk, and gives the dense tensors
-back when it is read.
+A pruned weight in a dense tensor makes nothing smaller and nothing faster. A sparse file is smaller on disk, and gives
+the dense tensors back when it is read; a compact network is smaller and faster, where whole channels are pruned.
 """
 
 from rgplug.export.bake import bake
 from rgplug.export.checkpoint import export_checkpoint
+from rgplug.export.compact import Compact, compact
+from rgplug.export.compact_file import load_compact, save_compact
 from rgplug.export.onnx_file import OnnxCheck, save_onnx
 from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
 
-__all__ = ["OnnxCheck", "bake", "export_checkpoint", "load_sparse", "read_sparse", "save_onnx", "save_sparse"]
+__all__ = [
+    "Compact",
+    "OnnxCheck",
+    "bake",
+    "compact",
+    "export_checkpoint",
+    "load_compact",
+    "load_sparse",
+    "read_sparse",
+    "save_compact",
+    "save_onnx",
+    "save_sparse",
+]
