@@ -65,12 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_tickets(commands)
 
-    export = commands.add_parser("export", help="write a pruned network of a checkpoint as a sparse file")
-    export.add_argument("checkpoint", type=Path, help="what the host saved with torch.save")
-    export.add_argument("out", type=Path, help="the sparse file (safetensors)")
-    export.add_argument("--key", default="", help="where the state dict is in the checkpoint, dotted, e.g. G_ema")
-    export.add_argument("--half", action="store_true", help="values as float16")
-    export.set_defaults(run=_export)
+    _add_export(commands)
 
     report = commands.add_parser("report", help="tables, figures and one HTML page from a comparison or a run")
     report.add_argument("runs", type=Path, metavar="RUNS", help="the --out of a comparison, or the folder of a run")
@@ -120,6 +115,25 @@ def _add_tickets(commands: Any) -> None:
     add("--networks", default="G,D", help="which are pruned [%(default)s]")
     add("--out", type=Path, default=Path("runs/tickets"), help="folder of the rounds [%(default)s]")
     tickets.set_defaults(run=_tickets)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="take a pruned network of a checkpoint away: sparse file, compact network, ONNX file, cost card",
+        description="The sparse file needs the checkpoint alone. The other three need the network itself: --network "
+        "imports FILE.py (its main is not run), evaluates EXPRESSION in it and loads the state dict, strictly.",
+    )
+    add = export.add_argument
+    add("checkpoint", type=Path, help="what the host saved with torch.save")
+    add("out", type=Path, help="the sparse file (safetensors)")
+    add("--key", default="", help="where the state dict is in the checkpoint, dotted, e.g. G_ema")
+    add("--half", action="store_true", help="values of the sparse file as float16")
+    add("--network", metavar="FILE.py:EXPRESSION", help="builds the network, e.g. 'examples/sngan.py:Generator()'")
+    add("--compact", type=Path, metavar="FILE", help="the network with the channels taken out that it does not need")
+    add("--onnx", type=Path, metavar="FILE", help="an ONNX file, of the compact network where --compact is given")
+    add("--card", type=Path, metavar="FILE", help="what each form costs, counted and measured, as markdown; - prints")
+    export.set_defaults(run=_export)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -176,9 +190,12 @@ def _tickets(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from rgplug.export import export_checkpoint
+    from rgplug.export.command import export
 
-    print(export_checkpoint(args.checkpoint, args.out, args.key, args.half))
+    for line in export(
+        args.checkpoint, args.out, args.key, args.half, args.network, args.compact, args.onnx, args.card
+    ):
+        print(line, flush=True)
 
 
 def _report(args: argparse.Namespace) -> None:

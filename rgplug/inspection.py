@@ -43,14 +43,15 @@ def import_file(file: Path) -> ModuleType:
     return module
 
 
-def build(module: ModuleType, expression: str) -> nn.Module:
-    """A network from an expression in the module's own names, e.g. "Generator(64)"."""
+def build(module: ModuleType, expression: str, advice: str = "give --G and --D, e.g. --G 'Generator(64)'") -> nn.Module:
+    """A network from an expression in the module's own names, e.g. "Generator(64)". Raises RgplugError, with `advice`
+    where the expression fails."""
     try:
         network = eval(expression, vars(module))
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         raise RgplugError(
-            f"{expression!r} does not build a network in {module.__name__}.py ({type(error).__name__}: {error}); "
-            "give --G and --D, e.g. --G 'Generator(64)'"
+            f"{expression!r} does not build a network in {module.__name__}.py ({reason}); {advice}"
         ) from error
     if not isinstance(network, nn.Module):
         raise RgplugError(f"{expression!r} is a {type(network).__name__} and no nn.Module")

@@ -5,17 +5,22 @@ the dense tensors back when it is read; a compact network is smaller and faster,
 """
 
 from rgplug.export.bake import bake
+from rgplug.export.card import cost_card
 from rgplug.export.checkpoint import export_checkpoint
 from rgplug.export.compact import Compact, compact
 from rgplug.export.compact_file import load_compact, save_compact
+from rgplug.export.forms import CostCard, Form
 from rgplug.export.onnx_file import OnnxCheck, save_onnx
 from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
 
 __all__ = [
     "Compact",
+    "CostCard",
+    "Form",
     "OnnxCheck",
     "bake",
     "compact",
+    "cost_card",
     "export_checkpoint",
     "load_compact",
     "load_sparse",

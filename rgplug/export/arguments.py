@@ -29,6 +29,11 @@ class Arguments:
             raise RgplugError(f"inputs of {type(module).__name__} have to be a tuple with a tensor [N, ...] in it")
         self.batch = sizes[0] if sizes else 1  # N of the given inputs
 
+    @property
+    def guessed(self) -> bool:
+        """Whether nobody gave inputs."""
+        return self._inputs is None
+
     def __call__(self, n: int) -> tuple[Any, ...]:
         """Arguments for the next n images: floats with a batch are drawn anew (standard normal, from torch's global
         state), other tensors with one repeat their rows, and the rest is passed on."""

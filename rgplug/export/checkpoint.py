@@ -18,7 +18,11 @@ def export_checkpoint(checkpoint: Path, out: Path, key: str = "", half: bool = F
     """Write the state dict at `key` of a checkpoint (dotted, "" for all of it) as a sparse file; returns a line that
     says what became of it. The checkpoint is read with weights_only: no code of its runs. Raises RgplugError.
     """
-    tensors = _state_dict(_read(checkpoint), checkpoint, key)
+    return write_sparse(out, read_state_dict(checkpoint, key), half)
+
+
+def write_sparse(out: Path, tensors: Mapping[str, Tensor], half: bool = False) -> str:
+    """`save_sparse`, and a line that says what became of the state dict."""
     size = save_sparse(out, tensors, half)
     entries = sum(t.numel() for t in tensors.values())
     values = sum(int(torch.count_nonzero(t)) for t in tensors.values())
@@ -27,6 +31,12 @@ def export_checkpoint(checkpoint: Path, out: Path, key: str = "", half: bool = F
         f"{out}: {values:,} non-zeros of {entries:,} ({values / max(entries, 1):.3f}), {size:,} bytes instead of "
         f"{dense:,} ({size / max(dense, 1):.3f}); a smaller file, and no faster network"
     )
+
+
+def read_state_dict(checkpoint: Path, key: str = "") -> Mapping[str, Tensor]:
+    """The state dict at `key` of what a host saved with torch.save, read without running code of it. Raises
+    RgplugError where there is none."""
+    return _state_dict(_read(checkpoint), checkpoint, key)
 
 
 def _read(checkpoint: Path) -> Any:
