@@ -42,6 +42,7 @@ BATCH_NORMS = _names(
 )
 
 
+SUMS = ("sum", "linalg_vector_norm")  # 0 adds nothing to them
 LAST = "a layer keeps at least one channel"
 
 
@@ -229,7 +230,7 @@ class LabelMode(TorchDispatchMode):
         found = []
         for slot in self.slots(x):
             if along := [d for d in varying(slot) if d in dims]:
-                if name in ("sum", "linalg_vector_norm") and len(varying(slot)) == 1:
+                if name in SUMS and len(varying(slot)) == 1:
                     values = x.detach().movedim(along[0], 0).flatten(1)
                     self._read(slot.flatten(), values, torch.ones(len(values)), by=name)
                 else:
