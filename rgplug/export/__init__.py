@@ -8,13 +8,18 @@ from rgplug.export.bake import bake
 from rgplug.export.checkpoint import export_checkpoint
 from rgplug.export.compact import Compact, compact
 from rgplug.export.compact_file import load_compact, save_compact
+from rgplug.export.semi_structured import accelerate, compress, expand, is_two_to_four
 from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
 
 __all__ = [
     "Compact",
+    "accelerate",
     "bake",
     "compact",
+    "compress",
+    "expand",
     "export_checkpoint",
+    "is_two_to_four",
     "load_compact",
     "load_sparse",
     "read_sparse",
