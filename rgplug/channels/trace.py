@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
+from rgplug.channels.contractions import Read
 from rgplug.channels.labels import Axis, Labels
-from rgplug.channels.rules import LabelMode, Read
+from rgplug.channels.mode import LabelMode
 from rgplug.errors import RgplugError
 from rgplug.masking import FilterLayout
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng

@@ -26,8 +26,8 @@ def is_two_to_four(weight: Tensor) -> bool:
 
 
 def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(values [out, in / 2], metadata int16 [out, in / 16]) of a 2:4 weight [out, in] in half precision, as CUTLASS lays
-    them out. On any device. Raises RgplugError for a weight that does not fit."""
+    """(values [out, in / 2], metadata int16 [out, in / 16]) of a 2:4 weight [out, in] in half precision, as CUTLASS has
+    them. On any device. Raises RgplugError for a weight that does not fit."""
     if why := _misfit(weight):
         raise RgplugError(f"a weight of shape {list(weight.shape)} has no 2:4 form: {why}")
     values, metadata = conversions.sparse_semi_structured_from_dense_cutlass(weight)

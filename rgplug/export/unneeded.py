@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.channels import Axis, Channels
-from rgplug.channels.rules import LAST, SUMS
+from rgplug.channels.contractions import LAST
+from rgplug.channels.rules import SUMS
 from rgplug.channels.trace import named_once
 from rgplug.export.surgery import Cut, owner_of, takes_constants
 
