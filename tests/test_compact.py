@@ -143,7 +143,7 @@ def test_a_channel_that_goes_takes_others_with_it() -> None:
 
 def test_channels_that_repeat_every_two_pixels() -> None:
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 64), nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 16, 1), nn.PixelShuffle(2)]
+    layers = [nn.Linear(6, 64), nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 16, 5, padding=2), nn.PixelShuffle(2)]
     G = nn.Sequential(*layers, nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
     with torch.no_grad():
         G[2].weight[4:12] = 0
