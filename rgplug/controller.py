@@ -320,8 +320,8 @@ class Controller:
         net = self._network(network)
         if net.method.prunes and not net.sparse:
             raise RgplugError(
-                f"{network} trains dense at the moment (augmented regeneration) and has nothing pruned to export; export "
-                f"in a sparse phase, or take copy.deepcopy({network})"
+                f"{network} trains dense at the moment (augmented regeneration) and has nothing pruned to export; "
+                f"export in a sparse phase, or take copy.deepcopy({network})"
             )
         baked = bake(self.modules[network] if ema is None else ema, net)
         if path is not None:

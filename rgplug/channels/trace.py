@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
+from rgplug.channels.contractions import Read
 from rgplug.channels.labels import Axis, Labels
-from rgplug.channels.rules import LabelMode, Read
+from rgplug.channels.mode import LabelMode
 from rgplug.errors import RgplugError
 from rgplug.masking import FilterLayout
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
@@ -70,8 +71,12 @@ def plain_copy(network: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
 def fold_norms(module: nn.Module) -> bool:
     """Spectral and weight norm of one module's own weight become a plain Parameter; True if there was one."""
     if parametrize.is_parametrized(module):
-        for name in list(cast(nn.ModuleDict, module.parametrizations)):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        # not remove_parametrizations: it takes the property from the class, which the copy's original is of, too
+        names = list(cast(nn.ModuleDict, module.parametrizations))
+        values = {name: nn.Parameter(getattr(module, name).detach().clone(), requires_grad=False) for name in names}
+        module.__class__ = type(module).__mro__[1]
+        del module._modules["parametrizations"]
+        module._parameters = {**values, **module._parameters}
         return True
     hooks = [type(h).__name__ for h in module._forward_pre_hooks.values()]
     if "SpectralNorm" in hooks:

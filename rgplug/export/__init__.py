@@ -11,6 +11,7 @@ from rgplug.export.compact import Compact, compact
 from rgplug.export.compact_file import load_compact, save_compact
 from rgplug.export.forms import CostCard, Form
 from rgplug.export.onnx_file import OnnxCheck, save_onnx
+from rgplug.export.semi_structured import accelerate, compress, expand, is_two_to_four
 from rgplug.export.sparse_file import load_sparse, read_sparse, save_sparse
 
 __all__ = [
@@ -18,10 +19,14 @@ __all__ = [
     "CostCard",
     "Form",
     "OnnxCheck",
+    "accelerate",
     "bake",
     "compact",
+    "compress",
     "cost_card",
+    "expand",
     "export_checkpoint",
+    "is_two_to_four",
     "load_compact",
     "load_sparse",
     "read_sparse",

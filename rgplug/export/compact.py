@@ -158,15 +158,19 @@ def _reduced(network: nn.Module, cut: Cut, check: _Check) -> nn.Module | None:
 
 
 def _variants(network: nn.Module, cut: Cut) -> Iterator[nn.Module]:
-    """The network without a cut: as it is, then with one or two of the host's own numbers changed that equal a size
-    which became smaller (the width in a view, the channels in an assertion)."""
+    """The network without a cut: as it is, then with some of the host's own numbers changed that equal a size which
+    became smaller (the width in a view, the channels in an assertion): one, all of one name, or two."""
     yield without(network, [cut])
     tensors = dict(named_once(network))
     change = {(tensors[name].shape[dim], len(set(gone))) for (name, dim), gone in cut.drop.items()}
     around = {""} | {p for name, _ in cut.drop for p in itertools.accumulate(name.split("."), "{}.{}".format)}
     found = sizes(network).items()
     own = [(n, v - less) for n, v in found for old, less in sorted(change) if v == old and owner_of(n) in around]
-    for numbers in [*((n,) for n in own), *itertools.combinations(own, 2)][:TRIES]:
+    named: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for name, value in own:
+        named.setdefault((name.rpartition(".")[2], value), []).append((name, value))
+    alike = [numbers for numbers in named.values() if len(numbers) > 1]
+    for numbers in [*((n,) for n in own), *alike, *itertools.combinations(own, 2)][:TRIES]:
         smaller = without(network, [cut])
         for name, value in numbers:
             set_size(smaller, name, value)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.channels import Axis, Channels
-from rgplug.channels.rules import LAST
+from rgplug.channels.contractions import LAST
+from rgplug.channels.rules import SUMS
 from rgplug.channels.trace import named_once
 from rgplug.export.surgery import Cut, owner_of, takes_constants
 
@@ -24,6 +25,7 @@ class _Reader:
     place: Place
     unread: bool  # its column is zero
     left: Steady | None  # what is read there, the same for all latents; None for 0
+    summed: bool  # by a sum, to which 0 adds nothing
     why: str  # the channel cannot go because of this
 
 
@@ -44,7 +46,7 @@ def unneeded(network: nn.Module, channels: Channels) -> tuple[list[Cut], Counter
     kept: Counter[str] = Counter()
     for root, empty in filters.items():
         found = readers.get(root, [])
-        if not empty and not (found and all(r.unread for r in found)):
+        if not empty and not (_unread(found) and any(r.unread for r in found)):
             continue
         why = channels.reasons.get(root) or next((r.why for r in found if r.why), "")
         if not found:
@@ -58,6 +60,10 @@ def unneeded(network: nn.Module, channels: Channels) -> tuple[list[Cut], Counter
     if len(going) < before:
         kept[LAST] += before - len(going)
     return cuts, kept
+
+
+def _unread(readers: list[_Reader]) -> bool:
+    return all(r.unread or (r.summed and not r.why and r.left is None) for r in readers)
 
 
 def _readers(network: nn.Module, channels: Channels) -> dict[int, list[_Reader]]:
@@ -80,7 +86,8 @@ def _readers(network: nn.Module, channels: Channels) -> dict[int, list[_Reader]]
                     why = f"they are not 0, and {read.by} counts them"
                 elif several[label] > 1 or not takes_constants(network.get_submodule(owner_of(axis.name))):
                     why = f"they are not 0, and {axis.name} cannot hand on what is left of them"
-            reader = _Reader((axis.name, axis.dim, label - axis.base), not factor, left, why)
+            summed = read.by in SUMS
+            reader = _Reader((axis.name, axis.dim, label - axis.base), not factor, left, summed, why)
             found.setdefault(int(channels.roots[label]), []).append(reader)
     return found
 

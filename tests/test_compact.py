@@ -1,0 +1,226 @@
+"""Compact networks: the same images from fewer channels, what stays and why, and files of them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from common import Host
+from pruned import MODELS, NOISY, NORMED, empty_layer, images, made, prune_channels, prune_entries
+from sngan import SNGANGenerator
+from torch import Tensor, nn
+
+import rgplug
+from rgplug import RgplugError
+from rgplug.export import compact, load_compact, load_sparse, save_compact, save_sparse
+from rgplug.export.surgery import Carrying
+
+LATENTS = 1000
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-4 * b.abs().max())
+
+
+@pytest.mark.parametrize("pruning", ["1.0", "0.5", "0.1", "entries", "a layer"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_path_gives_the_same_images(name: str, pruning: str, tmp_path: Path) -> None:
+    """Baked, sparse file, compact, compact file: over 1,000 latents, one density of channels or entries each."""
+    G, inputs = made(name)
+    fresh, _ = MODELS[name]()
+    gone = 0
+    if pruning == "entries":
+        prune_entries(G, 0.5)
+    elif pruning == "a layer":
+        empty_layer(G)
+        if name in NORMED:
+            with pytest.raises(RgplugError, match=r"not finite .a wholly pruned layer under spectral norm"):
+                compact(G, inputs(4))
+            return
+    else:
+        gone = prune_channels(G, inputs(4), float(pruning), vectors=name in NOISY)
+    result = compact(G, inputs(8))
+    z = inputs(LATENTS if name != "official fastgan" else 64)  # 256 pixels a side
+    expected = images(G, z, 250 if name != "official fastgan" else 16)
+    paths = {"compact": result.network}
+    save_sparse(tmp_path / "sparse", G.state_dict())
+    paths["sparse file"] = load_sparse(tmp_path / "sparse", copy.deepcopy(fresh)).eval()
+    save_compact(tmp_path / "compact", result)
+    paths["compact file"] = load_compact(tmp_path / "compact", fresh)
+    for path, network in paths.items():
+        assert equal(images(network, z, 250 if name != "official fastgan" else 16), expected), path
+    if gone:
+        assert result.removed == gone, result.report
+        assert result.parameters[1] < result.parameters[0]
+    assert sum(p.numel() for p in result.network.parameters()) == result.parameters[1]
+
+
+@pytest.mark.parametrize("name", ["sngan", "dcgan"])
+def test_without_the_constants_images_would_differ(name: str) -> None:
+    """Biases and norms leave a constant in a pruned channel; near a padded border it is none for the next layer."""
+    G, inputs = made(name)
+    prune_channels(G, inputs(4), 0.5, vectors=False)
+    result = compact(G, inputs(4))
+    carrying = [m for m in result.network.modules() if isinstance(m, Carrying)]
+    assert carrying
+    z = inputs(8)
+    for layer in carrying:
+        layer.carrier = layer.offset = None
+    assert not equal(images(result.network, z), images(G, z))
+
+
+def test_widths_are_halved_through_residual_sums() -> None:
+    G, inputs = made("sngan")
+    with torch.no_grad():
+        for name, m in G.named_modules():
+            if isinstance(m, nn.Conv2d) and name != "c5":
+                m.weight[::2] = 0
+        G.l1.weight.view(8, 16, -1)[::2] = 0
+    result = compact(G, inputs(4))
+    shapes = {n: tuple(m.weight.shape) for n, m in result.network.named_modules() if hasattr(m, "weight")}
+    assert shapes["l1"] == (64, 6)
+    assert shapes["block2.c1"] == shapes["block4.c2"] == (4, 4, 3, 3)
+    assert shapes["block3.c_sc"] == (4, 4, 1, 1)
+    assert shapes["b5"] == (4,)
+    assert shapes["c5"] == (3, 4, 3, 3)
+    assert result.network.width == 4  # the number in the host's view
+    assert result.network.block4.c1.in_channels == 4
+    assert G.width == 8
+    assert "28 channels removed" in result.report
+    assert "block2.c1.weight: 8x8x3x3 -> 4x4x3x3" in result.report
+
+
+def test_spectral_norm_is_folded() -> None:
+    class G(nn.Sequential):
+        def __init__(self) -> None:
+            norm = nn.utils.parametrizations.spectral_norm
+            first = norm(nn.ConvTranspose2d(6, 4, 4))
+            second = nn.utils.spectral_norm(nn.Conv2d(4, 4, 3, padding=1, groups=4))
+            super().__init__(nn.Unflatten(1, (6, 1, 1)), first, nn.ReLU(), second, nn.Conv2d(4, 3, 3))
+
+    torch.manual_seed(0)
+    network, z = G(), torch.randn(8, 6)
+    network(z)
+    network.eval()
+    with torch.no_grad():
+        network[1].parametrizations.weight.original[:, 1:3] = 0
+        network[3].weight_orig[1:3] = 0
+    before = network(z)
+    result = compact(network, (z,))
+    assert result.removed == 2
+    assert isinstance(result.network[3], nn.Conv2d)
+    assert result.network[3].groups == result.network[4].in_channels == 2
+    assert equal(result.network(z), network(z))
+    assert torch.equal(network(z), before)  # its norms are there still
+    assert "1.parametrizations.weight.original" in network.state_dict()
+
+
+def test_what_nobody_reads_goes_too() -> None:
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        G[4].weight[:, 2:] = 0
+    result = compact(G, (torch.randn(8, 6),))
+    assert result.removed == 6  # what made those, too, if it made nothing else: here it made the others as well
+    assert [tuple(m.weight.shape) for m in result.network if isinstance(m, nn.Linear)] == [(8, 6), (2, 8), (3, 2)]
+
+
+def test_a_channel_that_goes_takes_others_with_it() -> None:
+    """The second layer's filters are not zero, but all they read is gone: they make constants."""
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        G[0].weight[4:] = 0
+        G[2].weight[3:, :4] = 0
+    z = torch.randn(32, 6)
+    result = compact(G, (z,))
+    assert [tuple(m.weight.shape) for m in result.network if isinstance(m, nn.Linear)] == [(4, 6), (3, 4), (3, 3)]
+    assert equal(result.network(z), G(z))
+
+
+def test_channels_that_repeat_every_two_pixels() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 64), nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 16, 5, padding=2), nn.PixelShuffle(2)]
+    G = nn.Sequential(*layers, nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
+    with torch.no_grad():
+        G[2].weight[4:12] = 0
+    z = torch.randn(16, 6)
+    result = compact(G, (z,))
+    assert result.removed == 2
+    assert tuple(result.network[4].carrier.shape) == (3, 4, 3, 3)
+    assert equal(result.network(z), G(z))
+
+
+def test_noise_keeps_a_channel_without_filters() -> None:
+    G, inputs = made("lightweight-gan")
+    prune_channels(G, inputs(4), 0.5, vectors=False)
+    report = compact(G, inputs(4)).report
+    assert "could not be removed: they are not the same for all latents where layers.1.0.0.net.0.weight reads" in report
+    assert "linalg_vector_norm counts them" in report
+
+
+def test_unstructured_zeros_make_nothing_smaller() -> None:
+    G, inputs = made("sngan")
+    prune_entries(G, 0.3)
+    result = compact(G, inputs(4))
+    assert result.removed == 0
+    assert "no smaller and no faster" in str(result)
+
+
+def test_the_given_network_stays(tmp_path: Path) -> None:
+    G, inputs = made("sngan")
+    prune_channels(G, inputs(4), 0.5, vectors=False)
+    before = pickle.dumps(G.state_dict())
+    random = torch.get_rng_state()
+    compact(G)
+    assert pickle.dumps(G.state_dict()) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_compact_networks_are_pickled_and_copied() -> None:
+    G, inputs = made("dcgan")
+    prune_channels(G, inputs(4), 0.5, vectors=False)
+    network, z = compact(G, inputs(4)).network, inputs(4)
+    for again in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        assert torch.equal(images(again, z), images(network, z))
+
+
+def test_an_attached_network_is_exported_first() -> None:
+    host = Host()
+    with rgplug.attach(host.G, host.D, "dense"), pytest.raises(RgplugError, match=r"attached; compact what rg.export"):
+        compact(host.G)
+
+
+def test_a_forward_that_is_random_in_another_way() -> None:
+    class G(nn.Linear):
+        calls = 0
+
+        def forward(self, z: Tensor) -> Tensor:
+            G.calls += 1
+            return super().forward(z) + G.calls
+
+    with pytest.raises(RgplugError, match=r"outputs differ by .* when it is run again on the same latents"):
+        compact(G(3, 3), (torch.randn(4, 3),))
+
+
+def test_files_are_read_strictly(tmp_path: Path) -> None:
+    G, inputs = made("sngan")
+    prune_channels(G, inputs(4), 0.5, vectors=False)
+    path = tmp_path / "G.compact"
+    size = save_compact(path, compact(G, inputs(4)))
+    assert size == path.stat().st_size
+    own = SNGANGenerator(8, 6)
+    before = {k: v.clone() for k, v in own.state_dict().items()}
+    load_compact(path, own)
+    assert all(torch.equal(v, before[k]) for k, v in own.state_dict().items())
+    with pytest.raises(RgplugError, match=r"is of another Sequential .*build the network that was exported"):
+        load_compact(path, nn.Sequential(nn.Linear(3, 3)))
+    save_sparse(tmp_path / "sparse", G.state_dict())
+    with pytest.raises(RgplugError, match="is no compact network; give a file that save_compact wrote"):
+        load_compact(tmp_path / "sparse", SNGANGenerator(8, 6))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RgplugError):
+        load_compact(path, SNGANGenerator(8, 6))
