@@ -124,20 +124,26 @@ def test_classes_and_tensors_without_a_batch(tmp_path: Path) -> None:
     assert check.difference < 1e-6
 
 
-def test_above_the_tolerance_nothing_is_written(tmp_path: Path) -> None:
-    G, path = nn.Sequential(nn.Linear(4, 12), nn.Unflatten(1, (3, 2, 2))), tmp_path / "G.onnx"
-    path.write_bytes(b"an earlier file")
+def test_outputs_that_are_not_finite_agree_with_nothing(tmp_path: Path) -> None:
+    G = nn.Sequential(nn.Linear(4, 12), nn.Unflatten(1, (3, 2, 2)))
     with torch.no_grad():
         G[0].bias[0] = float("nan")
-    with pytest.raises(RgplugError, match=r"differs from torch by nan .*G.onnx was not written"):
-        save_onnx(path, G)
-    assert path.read_bytes() == b"an earlier file"
-    path.unlink()
-    with torch.no_grad():
-        G[0].bias.zero_()
-    with pytest.raises(RgplugError, match=r"where -1\.0e\+00 is allowed"):
-        save_onnx(path, G, tolerance=-1.0)
+    with pytest.raises(RgplugError, match=r"differs from torch by nan"):
+        save_onnx(tmp_path / "G.onnx", G)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_above_the_tolerance_an_earlier_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "G.onnx"
+    path.write_bytes(b"an earlier file")
+    monkeypatch.setattr("rgplug.export.onnx_file._traced", lambda *_: onnx.ModelProto())
+    monkeypatch.setattr("rgplug.export.onnx_file.difference", lambda *_: (2e-4, 0))
+    with pytest.raises(RgplugError, match=r"by 2.0e-04 of its largest output, where 1.0e-04 is allowed, so .* was not"):
+        save_onnx(path, Noisy(), (torch.randn(2, 4),))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"an earlier file"
+    assert save_onnx(path, Noisy(), (torch.randn(2, 4),), tolerance=1e-3).difference == 2e-4
+    assert path.read_bytes() == b""
 
 
 def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
