@@ -121,7 +121,7 @@ def memory() -> float:
     rg = rgplug.attach(net, None, {"method": "rg-gan"})
     stepper(net, 2, 32)()
     weights = rg.weights("G")
-    extra = sum(x.numel() * x.element_size() for w in weights for x in (w.mask, w.dormant, w.threshold))
+    extra = sum(x.numel() * x.element_size() for w in weights for x in (w.dormant, w.threshold))
     extra += 2 * sum(w.threshold.numel() * 4 for w in weights)  # Adam's moments of the thresholds
     rg.detach()
     return extra / sum(w.numel * w.param.element_size() for w in weights)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rgplug import kernels
 from rgplug.errors import RgplugError
-from rgplug.fused import Fused
+from rgplug.fused import Fused, Shape
+
+if TYPE_CHECKING:
+    from rgplug.methods import Rule
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class MaskedWeight:
     """A managed weight. The host's Parameter holds theta * mask; what is pruned waits in `dormant`.
 
     name: qualified name of the Parameter in its network, wrappers (DDP, compile) left out.
-    mask: bool, the weight's shape, True where kept. dormant: the weight's shape and dtype, 0 where kept.
+    dormant: the weight's shape and dtype; +0 where kept, theta where pruned, a theta of 0 as -0: its bits say the mask.
+    Between `restore` and `split` it holds all of theta, and the mask lies beside it.
     threshold: [filters], at least float32, or None for methods without thresholds.
     """
 
@@ -74,28 +78,24 @@ class MaskedWeight:
         param: nn.Parameter,
         layout: FilterLayout,
         norm_dims: tuple[int, ...] | None = None,
-        stored: bool = True,  # False: for methods that never prune; mask and dormant values take no memory
+        stored: bool = True,  # False: for methods that never prune; dormant values take no memory
     ):
         self.name = name
         self.module = module
         self.param = param
         self.layout = layout
         self.norm_dims = norm_dims  # weight norm divides by norms over these dims
-        with torch.no_grad():
-            if stored:
-                self.mask = torch.ones_like(param, dtype=torch.bool)
-                self.dormant = torch.zeros_like(param)
-            else:
-                self.mask = torch.ones((), dtype=torch.bool, device=param.device).expand(param.shape)
-                self.dormant = torch.zeros((), dtype=param.dtype, device=param.device).expand(param.shape)
+        self.stored = stored
+        self.dormant = self._all_kept()
+        self._window: Tensor | None = None  # the mask (bool) while `dormant` holds all of theta
         self.loops: Fused | None = None  # compiled loops for this weight's dtype, where they may be used
+        self.rows = Shape.of(layout)  # for them
         self.threshold: Tensor | None = None
         self.scale: Tensor | None = None  # what |theta| is divided by (0-dim); None: units absolute
         self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
         self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
         self.steps = 0  # iterations in which the owning optimizer stepped
         self.fresh = True  # until its first step, or until a state is loaded
-        self.merged = False  # between restore and split, where `dormant` holds all of theta
         self.prepared: Any = None  # weak reference to the gradient that the before-step work was done on
         self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]
 
@@ -111,8 +111,25 @@ class MaskedWeight:
         """The host's Parameter without its graph; writing to it counts as an in-place change of the Parameter."""
         return self.param.detach()
 
+    @property
+    def mask(self) -> Tensor:
+        """bool, the weight's shape, True where kept (outside of a step: a new tensor)."""
+        if self._window is not None:
+            return self._window
+        if not self.stored:
+            return torch.ones((), dtype=torch.bool, device=self.dormant.device).expand(self.param.shape)
+        return kernels.mask_of(self.dormant)
+
+    @property
+    def merged(self) -> bool:
+        """Between `restore` and `split`, where `dormant` holds all of theta."""
+        return self._window is not None
+
     def bits(self, scratch: kernels.Scratch | None = None) -> Tensor:
-        return kernels.bits_of_mask(self.mask, self.param.dtype, scratch)
+        """The mask as `kernels` applies it: integers of the weight's size, all ones where kept, else 0."""
+        if self._window is not None:
+            return kernels.bits_of_mask(self._window, self.param.dtype, scratch)
+        return kernels.bits_of_dormant(self.dormant, scratch)
 
     @property
     def theta(self) -> Tensor:
@@ -136,16 +153,39 @@ class MaskedWeight:
         self.prepared = _nothing if grad is None else weakref.ref(grad)
 
     def follow(self) -> bool:
-        """Move mask and dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
+        """Move the dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
         p = self.param
         if p.device == self.dormant.device and p.dtype == self.dormant.dtype:
             return False
-        self.mask = self.mask.to(p.device)
-        self.dormant = self.dormant.to(device=p.device, dtype=p.dtype)
+        self.close()
+        mask, dormant = self.mask.to(p.device), self.dormant
+        self.dormant = self._all_kept()
+        if self.stored:
+            self._install(mask, dormant)
         return True
 
+    def _all_kept(self) -> Tensor:
+        """Dormant values of a weight without pruned entries."""
+        p = self.data
+        return torch.zeros_like(p) if self.stored else p.new_zeros(()).expand(p.shape)
+
+    def _install(self, mask: Tensor, dormant: Tensor) -> None:
+        """Dormant values where `mask` (bool) is False; one that is 0, or rounds to 0 in this dtype, waits as -0."""
+        pruned = kernels.bits_of_mask(mask, self.dormant.dtype).bitwise_not_()
+        kernels.wait_(self.dormant.copy_(dormant), pruned)
+
+    def forget(self) -> None:
+        """Outside of a step: what waits becomes 0, and so what regrows begins there; the mask stays."""
+        kernels.forget_(self.dormant)
+
+    def close(self) -> None:
+        """Leave a window that an interrupt between `restore` and `split` left open; the mask is what it was."""
+        if self._window is not None:
+            kernels.wait_(self.dormant, self.bits().bitwise_not_())
+            self._window = None
+
     def fused(self, grad: Tensor | None = None) -> Fused | None:
-        """The compiled loops, if they cover the weight, its mask and dormant values, and `grad`, as they are now."""
+        """The compiled loops, if they cover the weight, its dormant values and `grad` as they are now."""
         loops = self.loops
         if loops is None or torch.compiler.is_compiling():  # a compiled optimizer.step fuses the tensor operations
             return None
@@ -155,29 +195,28 @@ class MaskedWeight:
             and self.layout.dim < 2
             and self.param.is_contiguous()
             and self.dormant.is_contiguous()
-            and self.mask.is_contiguous()
             and (grad is None or (type(grad) is Tensor and grad.dtype is loops.dtype and grad.is_contiguous()))
         ):
             return loops
-        tensors = (self.data, self.mask, self.dormant, *(() if grad is None else (grad,)))
+        tensors = (self.data, self.dormant, *(() if grad is None else (grad,)))
         return loops if loops.covers(self.layout, *tensors) else None
 
     def merge(self, scratch: kernels.Scratch) -> tuple[Tensor, Tensor, Tensor]:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
+        self.close()
         bits = self.bits(scratch)
-        self.merged = False  # after an interrupt between restore and split, `dormant` is sorted out here
         return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
 
     def restore(self, scratch: kernels.Scratch | None = None) -> None:
         """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
-        if self.merged:
+        if self._window is not None:
             return
         loops = self.fused()
         if loops is None:
+            self._window = self.mask
             kernels.restore_(self.data, self.dormant, self.bits(scratch))
         else:
-            loops.restore(self.layout, self.data, self.dormant, self.mask)
-        self.merged = True
+            self._window = loops.restore(self.rows, self.param, self.dormant)
 
     def gather(self) -> Tensor:
         """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""
@@ -188,9 +227,32 @@ class MaskedWeight:
 
     def split(self, pruned: Tensor, scratch: kernels.Scratch | None = None) -> Tensor:
         """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
-        newly = kernels.split_(self.dormant, self.data, pruned, self.mask, scratch)
-        self.merged = False
+        assert self._window is not None
+        newly = kernels.split_(self.dormant, self.data, pruned, self._window, scratch)
+        self._window = None
         return newly
+
+    def before(self, loops: Fused, grad: Tensor | None, rule: Rule, zeros: Tensor) -> None:
+        """The work before the host's step, by the compiled loops (`Fused.before`)."""
+        self.close()
+        self.threshold_grad = loops.before(self.rows, self.param, self.dormant, grad, rule, zeros)
+
+    def after(self, loops: Fused, rule: Rule, counts: Tensor, *, recurrent: bool, limit: float) -> bool:
+        """A new mask by the rule, by the compiled loops (`Fused.after`, or `Fused.refresh` where theta was looked at);
+        True where the guard kept all."""
+        options: Any = {"recurrent": recurrent, "limit": limit}
+        if self._window is None:
+            return loops.after(self.rows, self.param, self.dormant, rule, counts, **options)
+        tripped = loops.refresh(self.rows, self.param, self.dormant, self._window, rule, counts, **options)
+        self._window = None
+        return tripped
+
+    def variance(self) -> Tensor | None:
+        """Variance of theta (0-dim, float64) after the host's step, by the compiled loops; None where they are not."""
+        loops = self.fused()
+        if loops is None:
+            return None
+        return loops.variance(self.rows, self.param, self.dormant, gathered=self.merged)
 
     def set_mask(self, mask: Tensor) -> None:
         """Install a given bool mask outside of a step; newly kept entries take their dormant value."""
@@ -206,10 +268,10 @@ class MaskedWeight:
                 f"{list(self.param.shape)}; load a state of the same network"
             )
         theta = self.theta
-        self.mask.copy_(mask)
-        self.dormant.copy_(dormant)
-        self.data.copy_(torch.where(self.mask, theta, self.data))
-        self.merged = False
+        mask = mask.to(self.dormant.device)
+        self._window = None
+        self._install(mask, dormant)
+        self.data.copy_(torch.where(mask, theta, self.data))
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)
 

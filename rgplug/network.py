@@ -64,8 +64,9 @@ class Network:
 
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
         """
-        seen: list[tuple[MaskedWeight, Tensor]] = []
+        seen: list[MaskedWeight] = []
         scratch = kernels.Scratch()
+        zeros = self.kept.new_empty(len(self.weights))  # in each weight
         for w in weights:
             if w.is_prepared:
                 continue
@@ -73,6 +74,7 @@ class Network:
             w.threshold_grad = None
             if w.follow():
                 self._follow(w)
+                zeros = zeros.to(self.kept.device)
             if not self.sparse:
                 continue
             if w.fresh:
@@ -80,11 +82,12 @@ class Network:
             grad = w.param.grad
             if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            seen.append((w, self._before(w, grad, scratch)))
+            self._before(w, grad, zeros[len(seen)], scratch)
+            seen.append(w)
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
         if seen:
-            self._count_written([w for w, _ in seen], [zeros for _, zeros in seen])
+            self._count_written(seen, zeros[: len(seen)])
 
     @torch.no_grad()
     def start(self, w: MaskedWeight) -> None:
@@ -96,19 +99,18 @@ class Network:
         self.pruned[i] += self.kept[i] - kept
         self.kept[i] = kept
 
-    def _before(self, w: MaskedWeight, grad: Tensor | None, scratch: kernels.Scratch) -> Tensor:
-        """One weight's share of `before_step`; returns the zeros in the weight."""
+    def _before(self, w: MaskedWeight, grad: Tensor | None, zeros: Tensor, scratch: kernels.Scratch) -> None:
+        """One weight's share of `before_step`; `zeros` (0-dim) gets the zeros in the weight."""
         rule = self.method.gradient_rule(w, None if self.auxiliary else w.steps + 1)
         loops = None if rule is None else w.fused(grad)
         if loops is not None and rule is not None:
-            w.merged = False
-            w.threshold_grad, zeros = loops.before(w.layout, w.data, w.dormant, w.mask, grad, rule)
-            return zeros
-        theta, zeros, bits = w.merge(scratch)
+            w.before(loops, grad, rule, zeros)
+            return
+        theta, found, bits = w.merge(scratch)
+        zeros.copy_(found)
         if grad is not None:
             self.method.on_gradient(w, grad, theta, scratch)
             kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
-        return zeros
 
     @torch.no_grad()
     def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
@@ -122,18 +124,33 @@ class Network:
         self.iteration = max(w.steps for w in self.weights)
         step.iteration, step.auxiliary = self.iteration, self.auxiliary
         if self.sparse:
-            scratch = kernels.Scratch()
-            for w in weights:
-                w.restore(scratch)
-            self.method.update(weights, step)
-            keep = self.scheduled()
-            if keep is None or self.iteration % steering_interval(self.target):
-                self._refresh(weights)
-            else:  # a common level for all weights, those that another optimizer steps included
-                self._shift(keep, SAMPLES_PER_STEP)
+            try:
+                self._draw_anew(weights, step)
+            except BaseException:
+                for w in weights:
+                    w.restore()  # or the next step would take what this one did to pruned entries for the host's
+                raise
         if not self.auxiliary:
             at = self._index(weights)
             self.density_steps[at] += self.kept[at] / self.numel[at]
+
+    def _draw_anew(self, weights: list[MaskedWeight], step: Step) -> None:
+        """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
+        keep = self.scheduled()
+        steers = keep is not None and self.iteration % steering_interval(self.target) == 0
+        if steers or any(self.method.needs_theta(w, self._step_of(w)) for w in weights):
+            scratch = kernels.Scratch()
+            for w in weights:
+                w.restore(scratch)
+        self.method.update(weights, step)
+        if keep is not None and steers:  # a common level for all weights, those that another optimizer steps included
+            self._shift(keep, SAMPLES_PER_STEP)
+        else:
+            self._refresh(weights)
+
+    def _step_of(self, w: MaskedWeight) -> int | None:
+        """The iteration that the weight just made, as methods are told it."""
+        return None if self.auxiliary else w.steps
 
     def scheduled(self) -> float | None:
         """Density that the policy's target asks for at this iteration."""
@@ -163,40 +180,30 @@ class Network:
         self._bring_along()
         rest = [w for w in self.weights if not w.merged]
         if rest:
-            self._count_written(rest, [w.gather() for w in rest])
+            self._count_written(rest, torch.stack([w.gather().to(self.kept) for w in rest]))
             for w in rest:
                 self.method.measure(w)
 
     def _refresh(self, weights: list[MaskedWeight]) -> None:
-        counts, newly = [], []
+        counts = self.kept.new_empty(len(weights), 2)  # entries pruned, and those that were kept until now
         scratch = kernels.Scratch()
-        for w in weights:
+        for w, count in zip(weights, counts.unbind()):
             before = w.mask.clone() if self.reset_moments else None
-            count, lost = self._draw(w, scratch)
-            counts.append(count)
-            newly.append(lost)
+            self._draw(w, count, scratch)
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))
-        self._count(weights, counts, newly)
+        self._count(weights, counts)
 
-    def _draw(self, w: MaskedWeight, scratch: kernels.Scratch) -> tuple[Tensor, Tensor]:
-        """A new mask for one weight, whose `dormant` holds theta; returns the entries pruned and the newly pruned."""
+    def _draw(self, w: MaskedWeight, counts: Tensor, scratch: kernels.Scratch) -> None:
+        """A new mask for one weight; `counts` [2] gets the entries pruned and the newly pruned."""
         limit = (1 - self.guard) * w.numel  # a layer that would lose as many keeps all
-        rule = self.method.rule(w, None if self.auxiliary else w.steps)
+        rule = self.method.rule(w, self._step_of(w))
         loops = None if rule is None or w.norm_dims is not None else w.fused()
         if loops is not None and rule is not None:
-            count, newly, keep = loops.refresh(
-                w.layout,
-                w.data,
-                w.dormant,
-                w.mask,
-                rule,
-                recurrent=self.recurrent,
-                limit=limit,
-            )
-            w.merged = False
-            self.method.on_guard(w, keep)
-            return count, newly
+            if w.after(loops, rule, counts, recurrent=self.recurrent, limit=limit):
+                self.method.on_guard(w, counts.new_zeros(()))
+            return
+        w.restore(scratch)
         pruned = self.method.pruned(w, scratch)
         if not self.recurrent:
             pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
@@ -206,7 +213,8 @@ class Network:
         keep = (count < limit).to(count.dtype)
         pruned.mul_(keep)
         self.method.on_guard(w, keep)
-        return count * keep, w.split(pruned, scratch)
+        counts[0].copy_(count * keep)
+        counts[1].copy_(w.split(pruned, scratch))
 
     def _load_loops(self) -> None:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
@@ -220,11 +228,9 @@ class Network:
                     "kernels: auto to use tensor operations instead"
                 )
 
-    def _count(self, weights: list[MaskedWeight], counts: list[Tensor], newly: list[Tensor]) -> None:
-        device = self.kept.device
+    def _count(self, weights: list[MaskedWeight], counts: Tensor) -> None:
         at = self._index(weights)
-        kept = self.numel[at] - torch.stack([c.to(device, torch.float64) for c in counts])
-        lost = torch.stack([n.to(device, torch.float64) for n in newly])
+        kept, lost = self.numel[at] - counts[:, 0], counts[:, 1]
         self.regrown[at] += kept - self.kept[at] + lost
         self.pruned[at] += lost
         self.kept[at] = kept
@@ -243,11 +249,10 @@ class Network:
             if isinstance(moment, Tensor) and moment.shape == changed.shape:
                 kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
 
-    def _count_written(self, weights: list[MaskedWeight], zeros: list[Tensor]) -> None:
-        """More non-zeros than kept entries: the host wrote at pruned positions."""
+    def _count_written(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
+        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
         at = self._index(weights)
-        found = torch.stack([z.to(self.kept.device, torch.float64) for z in zeros])
-        self.written[at] += (self.numel[at] - found - self.kept[at]).clamp_min_(0)
+        self.written[at] += (self.numel[at] - zeros - self.kept[at]).clamp_min_(0)
 
     def _bring_along(self) -> None:
         """Follow the host's Parameters to another device or dtype."""

@@ -58,6 +58,9 @@ class LearnedThresholds(Method):
         full = self.policy.weight_gradient == "full"
         return Rule(self._threshold(weight), weight.scale, self.policy.task_gradient, full)
 
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        return self.units == "spectral" or (self.units == "layer_std" and weight.fused() is None)
+
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         full = self.policy.weight_gradient == "full"
         if not self.policy.task_gradient and not full:
@@ -91,9 +94,9 @@ class LearnedThresholds(Method):
             if self.policy.min is not None:
                 for w in weights:
                     self._threshold(w).clamp_min_(self.policy.min)
-        for w in weights:
+        for w in weights if self.units != "absolute" else ():
             before = (w.scale, None if w.scale_vectors is None else w.scale_vectors.clone())
-            self._measure(w, w.dormant)
+            self._measure(w, w.dormant, w.variance() if self.units == "layer_std" else None)
             if step.found_inf is not None:
                 _undo(w, before, step.found_inf)
 
@@ -186,11 +189,14 @@ class LearnedThresholds(Method):
         if weight.scale_vectors is not None and "scale_vectors" in state:
             weight.scale_vectors.copy_(state["scale_vectors"])
 
-    def _measure(self, weight: MaskedWeight, theta: Tensor) -> None:
+    def _measure(self, weight: MaskedWeight, theta: Tensor, variance: Tensor | None = None) -> None:
+        """The weight's unit anew, from theta or, for `layer_std`, from its variance where that is known."""
         if self.units == "absolute":
             return
         theta = theta.to(self._threshold(weight).dtype)
-        if self.units == "layer_std":
+        if variance is not None:
+            scale = variance.sqrt().to(theta.dtype).clamp_min_(torch.finfo(theta.dtype).tiny)
+        elif self.units == "layer_std":
             scale = threshold.layer_std(theta)
         else:
             assert weight.scale_vectors is not None
