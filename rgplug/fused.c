@@ -295,17 +295,23 @@ int32_t refresh(const Shape *s, REAL *weight, BITS *dormant, uint8_t *mask, cons
 
 /* ---- units ------------------------------------------------------------------------------------------------------- */
 
-/* Mean and sum of squared deviations of n entries of theta. A second look at them is a look into the cache. */
+/* Mean and sum of squared deviations of n <= CHUNK entries of theta. */
 INLINE void moments(int64_t n, const REAL *restrict weight, const BITS *restrict dormant, double *mean, double *squares,
                     const int gathered) {
+    REAL theta[CHUNK];
     double sum = 0, square = 0;
-#define THETA(k) (gathered || dormant[k] != 0 ? value_of(dormant[k]) : weight[k])
+#pragma omp simd
+    for (int64_t k = 0; k < n; k++) {
+        const REAL live = weight[k];
+        const BITS waits = dormant[k];
+        theta[k] = gathered || waits != 0 ? value_of(waits) : live;
+    }
 #pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < n; k++) sum += (double)THETA(k);
+    for (int64_t k = 0; k < n; k++) sum += (double)theta[k];
     const double middle = sum / (double)n;
 #pragma omp simd reduction(+ : square)
     for (int64_t k = 0; k < n; k++) {
-        const double off = (double)THETA(k) - middle;
+        const double off = (double)theta[k] - middle;
         square += off * off;
     }
     *mean = middle;

@@ -64,17 +64,15 @@ class Network:
 
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
         """
-        seen: list[MaskedWeight] = []
-        scratch = kernels.Scratch()
-        zeros = self.kept.new_empty(len(self.weights))  # in each weight
-        for w in weights:
-            if w.is_prepared:
-                continue
-            w.set_prepared()
-            w.threshold_grad = None
+        seen = [w for w in weights if not w.is_prepared]
+        for w in seen:
             if w.follow():
                 self._follow(w)
-                zeros = zeros.to(self.kept.device)
+        zeros = self.kept.new_empty(len(seen))  # in each weight
+        scratch = kernels.Scratch()
+        for w, zero in zip(seen, zeros.unbind()):
+            w.set_prepared()
+            w.threshold_grad = None
             if not self.sparse:
                 continue
             if w.fresh:
@@ -82,12 +80,11 @@ class Network:
             grad = w.param.grad
             if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            self._before(w, grad, zeros[len(seen)], scratch)
-            seen.append(w)
+            self._before(w, grad, zero, scratch)
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
-        if seen:
-            self._count_written(seen, zeros[: len(seen)])
+        if self.sparse and seen:
+            self._count_written(seen, zeros)
 
     @torch.no_grad()
     def start(self, w: MaskedWeight) -> None:
@@ -132,7 +129,7 @@ class Network:
                 raise
         if not self.auxiliary:
             at = self._index(weights)
-            self.density_steps[at] += self.kept[at] / self.numel[at]
+            self._add("density_steps", at, self.kept[at] / self.numel[at])
 
     def _draw_anew(self, weights: list[MaskedWeight], step: Step) -> None:
         """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
@@ -219,9 +216,10 @@ class Network:
     def _load_loops(self) -> None:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
         for w in self.weights:
-            w.loops = None if self.kernels == "eager" or w.param.device.type != "cpu" else fused.load(w.param.dtype)
+            # they count into the network's counters
+            device = next((x.device.type for x in (w.param, self.kept) if x.device.type != "cpu"), "cpu")
+            w.loops = None if self.kernels == "eager" or device != "cpu" else fused.load(w.param.dtype)
             if self.kernels == "fused" and w.loops is None:
-                device = w.param.device.type
                 reason = fused.why_not(w.param.dtype) if device == "cpu" else f"there are none for {device}"
                 raise RgplugError(
                     f"policy.kernels is fused, but {self.label}.{w.name} can have no fused loops: {reason}; set "
@@ -229,14 +227,22 @@ class Network:
                 )
 
     def _count(self, weights: list[MaskedWeight], counts: Tensor) -> None:
-        at = self._index(weights)
-        kept, lost = self.numel[at] - counts[:, 0], counts[:, 1]
-        self.regrown[at] += kept - self.kept[at] + lost
-        self.pruned[at] += lost
-        self.kept[at] = kept
+        at, lost = self._index(weights), counts[:, 1]
+        change = self.numel[at].sub(counts[:, 0]).sub_(self.kept[at])
+        self._add("kept", at, change)
+        self._add("regrown", at, change.add_(lost))
+        self._add("pruned", at, lost)
 
     def _index(self, weights: list[MaskedWeight]) -> Any:
-        return slice(None) if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+        """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
+        return ... if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+
+    def _add(self, counter: str, at: Any, value: Tensor) -> None:
+        held: Tensor = getattr(self, counter)
+        if at is ...:
+            held.add_(value)
+        else:
+            held[at] += value
 
     def _reset_moments(self, w: MaskedWeight, changed: Tensor) -> None:
         """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0."""
@@ -252,7 +258,7 @@ class Network:
     def _count_written(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
         """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
         at = self._index(weights)
-        self.written[at] += (self.numel[at] - zeros - self.kept[at]).clamp_min_(0)
+        self._add("written", at, self.numel[at].sub(zeros).sub_(self.kept[at]).clamp_min_(0))
 
     def _bring_along(self) -> None:
         """Follow the host's Parameters to another device or dtype."""
@@ -262,10 +268,9 @@ class Network:
 
     def _follow(self, w: MaskedWeight) -> None:
         self.method.follow(w)
-        self._load_loops()
-        device = w.param.device
         for counter in ("numel", *_COUNTERS):
-            setattr(self, counter, getattr(self, counter).to(device))
+            setattr(self, counter, getattr(self, counter).to(w.param.device))
+        self._load_loops()
 
     # ---- the regularizer ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rgplug
 from rgplug import fused
 from rgplug.errors import RgplugError
+from rgplug.kernels import as_bits
 from rgplug.masking import FilterLayout, MaskedWeight
 
 needs_compiler = pytest.mark.skipif(
@@ -149,6 +150,53 @@ def test_a_long_sum_keeps_its_precision() -> None:
     exact = -(weight.double() * (2 - 4 * x).clamp_min(0.4)).sum()
     assert out is not None
     assert out.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+@needs_compiler
+def test_variance_keeps_its_precision_and_does_not_depend_on_threads() -> None:
+    """Far from 0, over several chunks, the last one short; entries come from the weight or wait."""
+    torch.manual_seed(0)
+    loops = fused.load(torch.float64)
+    assert loops is not None
+    theta = 1e4 + 1e-2 * torch.randn(37, 1999, dtype=torch.float64)
+    mask = torch.rand(theta.shape) < 0.5
+    weight = torch.where(mask, theta, torch.randn_like(theta))  # as the optimizer left it
+    dormant = theta.masked_fill(mask, 0)
+    shape = fused.Shape.of(FilterLayout((37, 1999)))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(loops.variance(shape, weight, dormant, gathered=False).item())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == loops.variance(shape, weight, theta, gathered=True).item()
+    assert found[0] == pytest.approx((theta - 1e4).var(correction=0).item(), rel=1e-9)
+
+
+@needs_compiler
+@pytest.mark.parametrize("looks", [False, True])
+def test_the_guard_brings_back_what_the_pass_had_pruned(looks: bool) -> None:
+    loops = fused.load(torch.float32)
+    assert loops is not None
+    theta = torch.tensor([[0.5, 0.0, 0.25], [4.0, -0.125, -0.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    weight, dormant = torch.where(mask, theta, 7.0), torch.where(mask, 0.0, theta)
+    dormant[1, 2] = -0.0
+    shape, counts = fused.Shape.of(FilterLayout((2, 3))), torch.empty(2, dtype=torch.float64)
+    rule = rgplug.methods.Rule(torch.ones(2))
+    held = loops.restore(shape, weight, dormant) if looks else None
+    if held is None:
+        tripped = loops.after(shape, weight, dormant, rule, counts, recurrent=True, limit=5)
+    else:
+        assert torch.equal(held, mask)
+        assert not weight[~mask].any()
+        tripped = loops.refresh(shape, weight, dormant, held, rule, counts, recurrent=True, limit=5)
+        assert held.all()
+    assert tripped
+    assert torch.equal(weight, theta)
+    assert not as_bits(dormant).any()
+    assert counts.tolist() == [0, 0]
 
 
 @needs_compiler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,3 +173,140 @@ def test_filter_of_an_entry(layout: FilterLayout) -> None:
     filters = layout.expand(torch.arange(layout.filters)).expand(layout.view(torch.zeros(layout.shape)).shape)
     index = torch.arange(filters.numel())
     assert torch.equal(layout.filter_of(index), filters.reshape(-1))
+
+
+# ---- the mask in the dormant values ------------------------------------------------------------------------------
+
+KERNELS = ["eager", "auto"]
+
+
+def is_plus_zero(x: torch.Tensor) -> torch.Tensor:
+    return (x == 0) & ~torch.signbit(x)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_pruned_weight_of_exactly_0_stays_pruned(dtype: torch.dtype, kernels: str) -> None:
+    layer = linear([[1.0, 0.0, -0.0, 0.0625]], dtype)
+    opt = sgd(layer)
+    policy = {"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False}, "kernels": kernels}
+    rg = rgplug.attach(layer, policy=policy)
+    (w,) = rg.weights("G")
+    for _ in range(2):
+        assert w.mask.tolist() == [[True, False, False, False]]
+        set_grad(layer, 0.0)
+        opt.step()
+    assert w.theta.tolist() == [[1.0, 0.0, 0.0, 0.0625]]
+    assert is_plus_zero(layer.weight[~w.mask]).all()
+    rg.networks["G"].go_dense()
+    assert w.mask.all()
+    assert layer.weight.tolist() == [[1.0, 0.0, 0.0, 0.0625]]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_pruned_positions_are_plus_0_whatever_optimizer_and_host_left_there(kernels: str) -> None:
+    """Momentum and decay move pruned entries, and the host writes -0: neither is a value that the host wrote."""
+    layer = linear([[1.0, 0.05, -0.03, 2.0]])
+    opt = torch.optim.AdamW(layer.parameters(), lr=0.01, weight_decay=0.1)
+    rg = rgplug.attach(
+        layer, policy={"sparsity_weight": 0.0, "kernels": kernels, "threshold": {"task_gradient": False}}
+    )
+    (w,) = rg.weights("G")
+    set_grad(layer, 1.0)
+    opt.step()  # moments of all entries
+    w.threshold.fill_(0.1)
+    rg.networks["G"].refresh_all()
+    waits = w.theta[~w.mask]
+    for _ in range(3):
+        layer.weight.data[~w.mask] = -0.0
+        set_grad(layer, 1.0)
+        opt.step()
+        assert is_plus_zero(layer.weight[~w.mask]).all()
+    assert w.mask.tolist() == [[True, False, False, True]]
+    assert torch.equal(w.theta[~w.mask], waits)
+    assert int(rg.networks["G"].written.sum()) == 0
+
+
+def test_the_mask_takes_no_memory() -> None:
+    layer = linear([[1.0, 0.05], [0.02, 4.0]])
+    rg = rgplug.attach(layer, policy={"threshold": {"init": 0.1}})
+    (w,) = rg.weights("G")
+    held = [x for x in vars(w).values() if isinstance(x, torch.Tensor) and x is not w.param]
+    assert sorted(x.numel() for x in held) == [2, 4]  # thresholds, dormant values
+
+
+def test_values_that_vanish_in_a_narrower_dtype_stay_pruned() -> None:
+    layer = linear([[1.0, 1e-10, 0.05]])
+    w = weight_of(layer)
+    w.set_mask(torch.tensor([[True, False, False]]))
+    layer.half()
+    assert w.follow()
+    assert w.mask.tolist() == [[True, False, False]]
+    assert w.theta.tolist() == [[1.0, 0.0, torch.tensor(0.05).half().item()]]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_flushed_denormals_stay_pruned(kernels: str) -> None:
+    layer = linear([[1.0, 1e-40, 0.0]])
+    opt = sgd(layer)
+    policy = {"sparsity_weight": 0.0, "threshold": {"init": 0.1, "task_gradient": False}, "kernels": kernels}
+    rg = rgplug.attach(layer, policy=policy)
+    (w,) = rg.weights("G")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        for _ in range(2):
+            set_grad(layer, 0.0)
+            opt.step()
+            assert w.mask.tolist() == [[True, False, False]]
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_state_with_plain_zeros_where_pruned_loads() -> None:
+    layer = linear([[1.0, 2.0], [3.0, 4.0]])
+    w = weight_of(layer)
+    mask = torch.tensor([[True, False], [False, True]])
+    w.load(mask, torch.tensor([[0.0, 0.0], [3.0, 0.0]]), None)
+    assert torch.equal(w.mask, mask)
+    w.forget()
+    assert torch.equal(w.mask, mask)
+    layer.weight.data[~mask] = 0.0
+    assert w.theta.tolist() == [[1.0, 0.0], [0.0, 4.0]]
+
+
+def test_a_window_that_was_left_open_closes_with_the_mask_it_had() -> None:
+    layer = linear([[1.0, 2.0], [0.0, 4.0]])
+    w = weight_of(layer)
+    w.set_mask(torch.tensor([[True, False], [False, True]]))
+    w.restore()
+    assert w.dormant.tolist() == w.theta.tolist() == [[1, 2], [0, 4]]
+    assert w.mask.tolist() == [[True, False], [False, True]]
+    w.close()
+    assert not w.merged
+    assert w.mask.tolist() == [[True, False], [False, True]]
+    assert w.dormant.tolist() == [[0, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("units", ["absolute", "spectral"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_step_that_breaks_off_in_the_method_leaves_no_trace_at_pruned_positions(units: str, kernels: str) -> None:
+    """What momentum did to pruned entries is undone, or the next step would take it for the host's."""
+    layer = linear([[1.0, 0.05], [2.0, 4.0]])
+    opt = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    policy = {"sparsity_weight": 0.0, "kernels": kernels, "threshold": {"units": units, "task_gradient": False}}
+    rg = rgplug.attach(layer, policy=policy)
+    (w,), net = rg.weights("G"), rg.networks["G"]
+    set_grad(layer, 0.01)
+    opt.step()  # momentum everywhere
+    w.threshold.fill_(0.1 if units == "absolute" else 0.03)
+    net.refresh_all()
+    assert w.mask.tolist() == [[True, False], [True, True]]
+    waits = w.theta[0, 1].item()
+    set_grad(layer, 0.0)
+    with mock.patch.object(net.method, "update", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        opt.step()
+    set_grad(layer, 0.0)
+    opt.step()
+    assert w.theta[0, 1].item() == waits
+    assert int(net.written.sum()) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,19 +79,19 @@ class LearnedThresholds(Method):
             grad.mul_(term)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        times = step.regularizer if self.sparsity_weight else None
         gradients: dict[str, Tensor] = {}
         for w in weights:
             gradient = w.threshold_grad
             if gradient is not None and step.groups.get(id(w.param), {}).get("maximize"):
                 gradient = -gradient  # the host ascends; thresholds follow the same objective and descend on their own
-            if step.regularizer is not None and self.sparsity_weight:
-                pull = threshold.regularizer_gradient(self._threshold(w), self.sparsity_weight)
-                pull = pull.mul_(step.regularizer)
-                gradient = pull if gradient is None else gradient + pull
+            if gradient is None and times is not None:
+                gradient = torch.zeros_like(self._threshold(w))
             if gradient is not None:
                 gradients[w.name] = gradient
         if gradients:
-            self.optimizer.step(gradients, weights, step.optimizer, step.groups, step.found_inf)
+            pull = None if times is None else partial(self._pull, times=times)
+            self.optimizer.step(gradients, weights, step.optimizer, step.groups, step.found_inf, pull)
             if self.policy.min is not None:
                 for w in weights:
                     self._threshold(w).clamp_min_(self.policy.min)
@@ -99,6 +100,10 @@ class LearnedThresholds(Method):
             self._measure(w, w.dormant, w.variance() if self.units == "layer_std" else None)
             if step.found_inf is not None:
                 _undo(w, before, step.found_inf)
+
+    def _pull(self, thresholds: Tensor, times: float | Tensor) -> Tensor:
+        """The regularizer's gradient, counted `times` times; any number of thresholds."""
+        return threshold.regularizer_gradient(thresholds, self.sparsity_weight).mul_(times)
 
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)
