@@ -123,16 +123,18 @@ def kept_beside(rg: rgplug.Controller, network: str = "G") -> float:
     return extra / sum(w.numel * w.param.element_size() for w in net.weights)
 
 
-def memory() -> float:
-    """`kept_beside` of a discriminator after its first step."""
+def memory(dormant: str = "own") -> float:
+    """`kept_beside` of a discriminator after its first step, with this dtype of dormant values."""
     net = Discriminator(64, nn.Conv2d)
-    with rgplug.attach(net, None, {"method": "rg-gan"}) as rg:
+    with rgplug.attach(net, None, {"method": "rg-gan", "dormant": dormant}) as rg:
         stepper(net, 2, 32)()
         return kept_beside(rg)
 
 
 def run(rounds: int = 30) -> dict[str, dict[str, float]]:
-    return {name: compare(*case, rounds=rounds) for name, case in CASES.items()} | {"memory": {"ratio": memory()}}
+    """Case -> ratios of `compare`, and "memory" -> bytes beside the host per byte of managed weight."""
+    bytes_beside = {"ratio": memory(), "dormant: bfloat16": memory("bfloat16")}
+    return {name: compare(*case, rounds=rounds) for name, case in CASES.items()} | {"memory": bytes_beside}
 
 
 if __name__ == "__main__":

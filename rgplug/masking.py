@@ -17,6 +17,8 @@ from rgplug.fused import Fused, Shape
 if TYPE_CHECKING:
     from rgplug.methods import Rule
 
+ROUNDED = {"own": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # policy.dormant -> dtype
+
 
 @dataclass(frozen=True)
 class FilterLayout:
@@ -67,7 +69,8 @@ class MaskedWeight:
 
     name: qualified name of the Parameter in its network, wrappers (DDP, compile) left out.
     dormant: the weight's shape and dtype; +0 where kept, theta where pruned, a theta of 0 as -0: its bits say the mask.
-    Between `restore` and `split` it holds all of theta, and the mask lies beside it.
+    Between `restore` and `split` it holds all of theta, and the mask lies beside it. With `rounded` it has that dtype
+    outside of steps, where the weight's is wider: what waits is rounded to it, live weights never are.
     threshold: [filters], at least float32, or None for methods without thresholds.
     """
 
@@ -79,6 +82,7 @@ class MaskedWeight:
         layout: FilterLayout,
         norm_dims: tuple[int, ...] | None = None,
         stored: bool = True,  # False: for methods that never prune; dormant values take no memory
+        rounded: torch.dtype | None = None,  # of dormant values, where they shall take less memory than the weight
     ):
         self.name = name
         self.module = module
@@ -86,8 +90,10 @@ class MaskedWeight:
         self.layout = layout
         self.norm_dims = norm_dims  # weight norm divides by norms over these dims
         self.stored = stored
+        self.rounded = rounded
         self.dormant = self._all_kept()
         self._window: Tensor | None = None  # the mask (bool) while `dormant` holds all of theta
+        self._waiting: Tensor | None = None  # the tensor that is `dormant` outside of the window, if it is rounded
         self.loops: Fused | None = None  # compiled loops for this weight's dtype, where they may be used
         self.rows = Shape.of(layout)  # for them
         self.threshold: Tensor | None = None
@@ -121,6 +127,16 @@ class MaskedWeight:
         return kernels.mask_of(self.dormant)
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether dormant values have a dtype of their own."""
+        return self._dormant_dtype != self.param.dtype
+
+    @property
+    def _dormant_dtype(self) -> torch.dtype:
+        own = self.param.dtype
+        return own if self.rounded is None or self.rounded.itemsize >= own.itemsize else self.rounded
+
+    @property
     def merged(self) -> bool:
         """Between `restore` and `split`, where `dormant` holds all of theta."""
         return self._window is not None
@@ -128,7 +144,9 @@ class MaskedWeight:
     def bits(self, scratch: kernels.Scratch | None = None) -> Tensor:
         """The mask as `kernels` applies it: integers of the weight's size, all ones where kept, else 0."""
         if self._window is not None:
-            return kernels.bits_of_mask(self._window, self.param.dtype, scratch)
+            return kernels.bits_of_mask(self._window, self.dormant.dtype, scratch)
+        if self.is_rounded:
+            return kernels.bits_of_mask(self.mask, self.param.dtype, scratch)
         return kernels.bits_of_dormant(self.dormant, scratch)
 
     @property
@@ -155,24 +173,19 @@ class MaskedWeight:
     def follow(self) -> bool:
         """Move the dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
         p = self.param
-        if p.device == self.dormant.device and p.dtype == self.dormant.dtype:
+        if p.device == self.dormant.device and self._dormant_dtype == self.dormant.dtype:
             return False
         self.close()
         mask, dormant = self.mask.to(p.device), self.dormant
         self.dormant = self._all_kept()
         if self.stored:
-            self._install(mask, dormant)
+            _wait(self.dormant, dormant, mask)
         return True
 
     def _all_kept(self) -> Tensor:
         """Dormant values of a weight without pruned entries."""
-        p = self.data
-        return torch.zeros_like(p) if self.stored else p.new_zeros(()).expand(p.shape)
-
-    def _install(self, mask: Tensor, dormant: Tensor) -> None:
-        """Dormant values where `mask` (bool) is False; one that is 0, or rounds to 0 in this dtype, waits as -0."""
-        pruned = kernels.bits_of_mask(mask, self.dormant.dtype).bitwise_not_()
-        kernels.wait_(self.dormant.copy_(dormant), pruned)
+        p, dtype = self.data, self._dormant_dtype
+        return torch.zeros_like(p, dtype=dtype) if self.stored else p.new_zeros((), dtype=dtype).expand(p.shape)
 
     def forget(self) -> None:
         """Outside of a step: what waits becomes 0, and so what regrows begins there; the mask stays."""
@@ -182,7 +195,14 @@ class MaskedWeight:
         """Leave a window that an interrupt between `restore` and `split` left open; the mask is what it was."""
         if self._window is not None:
             kernels.wait_(self.dormant, self.bits().bitwise_not_())
-            self._window = None
+            self._leave_window()
+
+    def _leave_window(self) -> None:
+        """`dormant` holds what is pruned by the window's mask, no longer all of theta."""
+        if self._waiting is not None and self._window is not None:
+            _wait(self._waiting, self.dormant, self._window)
+            self.dormant, self._waiting = self._waiting, None
+        self._window = None
 
     def fused(self, grad: Tensor | None = None) -> Fused | None:
         """The compiled loops, if they cover the weight, its dormant values and `grad` as they are now."""
@@ -205,7 +225,12 @@ class MaskedWeight:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
         self.close()
         bits = self.bits(scratch)
-        return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
+        if not self.is_rounded:
+            return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
+        mask, exact = self.mask, self.dormant.to(self.param.dtype)
+        merged = kernels.merge_(self.data, exact, bits, scratch)
+        _wait(self.dormant, exact, mask)
+        return *merged, bits
 
     def restore(self, scratch: kernels.Scratch | None = None) -> None:
         """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
@@ -214,6 +239,8 @@ class MaskedWeight:
         loops = self.fused()
         if loops is None:
             self._window = self.mask
+            if self.is_rounded:
+                self._waiting, self.dormant = self.dormant, self.dormant.to(self.param.dtype)
             kernels.restore_(self.data, self.dormant, self.bits(scratch))
         else:
             self._window = loops.restore(self.rows, self.param, self.dormant)
@@ -229,7 +256,7 @@ class MaskedWeight:
         """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
         assert self._window is not None
         newly = kernels.split_(self.dormant, self.data, pruned, self._window, scratch)
-        self._window = None
+        self._leave_window()
         return newly
 
     def before(self, loops: Fused, grad: Tensor | None, rule: Rule, zeros: Tensor) -> None:
@@ -244,7 +271,7 @@ class MaskedWeight:
         if self._window is None:
             return loops.after(self.rows, self.param, self.dormant, rule, counts, **options)
         tripped = loops.refresh(self.rows, self.param, self.dormant, self._window, rule, counts, **options)
-        self._window = None
+        self._leave_window()
         return tripped
 
     def variance(self) -> Tensor | None:
@@ -268,12 +295,17 @@ class MaskedWeight:
                 f"{list(self.param.shape)}; load a state of the same network"
             )
         theta = self.theta
+        self.close()
         mask = mask.to(self.dormant.device)
-        self._window = None
-        self._install(mask, dormant)
+        _wait(self.dormant, dormant, mask)
         self.data.copy_(torch.where(mask, theta, self.data))
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)
+
+
+def _wait(store: Tensor, values: Tensor, mask: Tensor) -> None:
+    """`store` becomes the dormant values where `mask` (bool) is False; one that is 0 in its dtype waits as -0."""
+    kernels.wait_(store.copy_(values), kernels.bits_of_mask(mask, store.dtype).bitwise_not_())
 
 
 def _nothing() -> None:

@@ -218,9 +218,10 @@ class Network:
         for w in self.weights:
             # they count into the network's counters
             device = next((x.device.type for x in (w.param, self.kept) if x.device.type != "cpu"), "cpu")
-            w.loops = None if self.kernels == "eager" or device != "cpu" else fused.load(w.param.dtype)
+            uncovered = device if device != "cpu" else f"dormant: {str(w.rounded)[6:]}" if w.is_rounded else ""
+            w.loops = fused.load(w.param.dtype) if not uncovered and self.kernels != "eager" else None
             if self.kernels == "fused" and w.loops is None:
-                reason = fused.why_not(w.param.dtype) if device == "cpu" else f"there are none for {device}"
+                reason = f"there are none for {uncovered}" if uncovered else fused.why_not(w.param.dtype)
                 raise RgplugError(
                     f"policy.kernels is fused, but {self.label}.{w.name} can have no fused loops: {reason}; set "
                     "kernels: auto to use tensor operations instead"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import linear, set_grad, sgd
+from common import FIXED, Host, linear, set_grad, sgd
 from torch import nn
 
 import rgplug
@@ -310,3 +311,86 @@ def test_a_step_that_breaks_off_in_the_method_leaves_no_trace_at_pruned_position
     opt.step()
     assert w.theta[0, 1].item() == waits
     assert int(net.written.sum()) == 0
+
+
+# ---- rounded dormant values ----------------------------------------------------------------------------------------
+
+ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
+@pytest.mark.parametrize("dormant", ROUNDED)
+def test_what_waits_is_rounded_and_nothing_else(dormant: str, units: str) -> None:
+    """Masks are those of exact values until something rounded comes back, which it does as it was rounded."""
+    torch.manual_seed(0)
+    exact, layer = nn.Linear(9, 7, bias=False), nn.Linear(9, 7, bias=False)
+    with torch.no_grad():
+        exact.weight[0, :3] = torch.tensor([0.0, 1e-12, -1e-12])
+    layer.load_state_dict(exact.state_dict())
+    weights = []
+    for net, dtype in ((exact, "own"), (layer, dormant)):
+        opt = sgd(net, 0.01, momentum=0.9)
+        rg = rgplug.attach(net, policy={"sparsity_weight": 0.0, "dormant": dtype, "threshold": {"units": units}})
+        (w,) = rg.weights("G")
+        set_grad(net, 0.1)
+        opt.step()
+        w.threshold.fill_({"absolute": 0.1, "layer_std": 0.5, "spectral": 0.1}[units])
+        rg.networks["G"].refresh_all()
+        weights.append((w, rg, opt))
+    (theirs, _, _), (w, rg, opt) = weights
+    assert w.dormant.dtype == ROUNDED[dormant]
+    assert torch.equal(w.mask, theirs.mask)
+    assert 0.1 < w.density < 0.9
+    assert torch.equal(w.data, theirs.data)
+    assert torch.equal(w.theta, torch.where(w.mask, w.data, theirs.theta.to(w.dormant.dtype).float()))
+    waits = w.theta[~w.mask]
+    pruned = ~w.mask
+    layer.weight.grad = None
+    opt.step()  # nothing moves what waits, however often it is taken out and put back
+    assert is_plus_zero(layer.weight[~w.mask]).all()
+    assert torch.equal(w.theta[pruned], waits)
+    rg.networks["G"].go_dense()
+    assert torch.equal(layer.weight[pruned], waits)
+    assert w.mask.all()
+
+
+@pytest.mark.parametrize("dormant", ROUNDED)
+def test_a_resume_with_rounded_values_is_exact(dormant: str, tmp_path: Path) -> None:
+    seen = []
+    for resumed in (False, True):
+        host = Host()
+        policy = {"sparsity_weight": 1e-2, "dormant": dormant, "threshold": {"init": 0.03}}
+        rg = rgplug.attach(host.G, host.D, policy)
+        host.run(3)
+        if resumed:
+            rg.save(tmp_path / "state")
+            rg.detach(finish="as-is")
+            rg = rgplug.attach(host.G, host.D, policy)
+            rg.load(tmp_path / "state")
+        before = [w.theta.clone() for w in rg.weights("D")]
+        host.run(3)
+        assert rg.density("D") < 1
+        assert not all(map(torch.equal, before, (w.theta for w in rg.weights("D"))))
+        seen.append([x for n in "GD" for w in rg.weights(n) for x in (w.theta, w.mask, w.threshold)])
+        rg.detach()
+    assert all(map(torch.equal, *seen))
+
+
+def test_values_written_at_pruned_positions_are_rounded_when_they_are_adopted() -> None:
+    layer = linear([[1.0, 0.05, 2.0]])
+    opt = sgd(layer)
+    rg = rgplug.attach(layer, policy={**FIXED, "dormant": "bfloat16"})
+    layer.weight.data.copy_(torch.tensor([[3.0, 0.0123456, 4.0]]))
+    set_grad(layer, 0.0)
+    opt.step()
+    (w,) = rg.weights("G")
+    assert w.theta.tolist() == [[3.0, torch.tensor(0.0123456).bfloat16().item(), 4.0]]
+    assert int(rg.networks["G"].written.sum()) == 1
+
+
+def test_weights_that_are_no_wider_wait_as_they_are_and_loops_are_refused() -> None:
+    layer = linear([[1.0, 0.05]], torch.bfloat16)
+    (w,) = rgplug.attach(layer, policy={**FIXED, "dormant": "float16"}).weights("G")
+    assert w.dormant.dtype == torch.bfloat16
+    with pytest.raises(RgplugError, match=r"there are none for dormant: float16; set kernels: auto"):
+        rgplug.attach(linear([[1.0, 0.05]]), policy={"kernels": "fused", "dormant": "float16"})
