@@ -238,16 +238,15 @@ int32_t after(const Shape *s, REAL *weight, BITS *dormant, const REAL *threshold
 
 /* ---- after: around a method's look at theta ---------------------------------------------------------------------- */
 
-/* Pruned entries of weight back to 0, dormant becomes all of theta, mask says what was kept. */
-void restore(const Shape *s, REAL *restrict weight, BITS *restrict dormant, uint8_t *restrict mask) {
+/* Pruned entries of weight back to 0, dormant becomes all of theta. The mask has to be known elsewhere by now. */
+void restore(const Shape *s, REAL *restrict weight, BITS *restrict dormant) {
     const int64_t n = s->rows * s->columns;
 #pragma omp parallel for simd schedule(static) num_threads(s->threads) if (parallel : n > SMALL)
     for (int64_t k = 0; k < n; k++) {
         const REAL live = weight[k];
-        const BITS waits = dormant[k], kept = waits == 0 ? 1 : 0;
-        weight[k] = kept ? live : 0;
-        dormant[k] = kept ? bits_of(live) : waits;
-        mask[k] = (uint8_t)kept;
+        const BITS waits = dormant[k];
+        weight[k] = waits == 0 ? live : 0;
+        dormant[k] = waits == 0 ? bits_of(live) : waits;
     }
 }
 
@@ -268,7 +267,7 @@ INLINE int64_t refresh_columns(int64_t n, REAL *restrict weight, BITS *restrict 
     return pruned;
 }
 
-/* As `after`, from theta (in dormant) and the mask that `restore` wrote; the mask is kept up to date. */
+/* As `after`, from theta (in dormant) and the mask from before `restore`, which becomes the new one. */
 int32_t refresh(const Shape *s, REAL *weight, BITS *dormant, uint8_t *mask, const REAL *threshold, const REAL *scale,
                 int32_t recurrent, double limit, double *counts) {
     const int64_t n = s->columns;

@@ -28,7 +28,7 @@ from rgplug.errors import RgplugError
 from rgplug.metrics.cache import cache_dir
 
 if TYPE_CHECKING:
-    from rgplug.masking import FilterLayout
+    from rgplug.layout import FilterLayout
     from rgplug.methods import Rule
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -70,7 +70,7 @@ class Fused:
         self._restore, self._refresh, self._variance = library.restore, library.refresh, library.variance
         self._before.argtypes = [shape, *[_POINTER] * 5, ctypes.c_int32, *[_POINTER] * 2]
         self._after.argtypes = [shape, *[_POINTER] * 4, ctypes.c_int32, ctypes.c_double, _POINTER]
-        self._restore.argtypes = [shape, *[_POINTER] * 3]
+        self._restore.argtypes = [shape, *[_POINTER] * 2]
         self._refresh.argtypes = [shape, *[_POINTER] * 5, ctypes.c_int32, ctypes.c_double, _POINTER]
         self._variance.argtypes = [shape, *[_POINTER] * 2, ctypes.c_int32, *[_POINTER] * 2]
         self._before.restype = self._restore.restype = self._variance.restype = None
@@ -130,12 +130,10 @@ class Fused:
         _changed(weight)
         return bool(tripped)
 
-    def restore(self, shape: Shape, weight: Tensor, dormant: Tensor) -> Tensor:
-        """As `kernels.restore_`; returns the mask (bool), which `dormant` no longer holds."""
-        mask = torch.empty_like(dormant, dtype=torch.bool)
-        self._restore(shape.now(), weight.data_ptr(), dormant.data_ptr(), mask.data_ptr())
+    def restore(self, shape: Shape, weight: Tensor, dormant: Tensor) -> None:
+        """As `kernels.restore_`; afterwards `dormant` no longer says what the mask is."""
+        self._restore(shape.now(), weight.data_ptr(), dormant.data_ptr())
         _changed(weight)
-        return mask
 
     def refresh(
         self,
@@ -149,7 +147,7 @@ class Fused:
         recurrent: bool,
         limit: float,
     ) -> bool:
-        """As `after`, from all of theta (in `dormant`) and the mask that `restore` gave, which becomes the new one."""
+        """As `after`, from theta (in `dormant`) and the mask from before `restore`, which becomes the new one."""
         pointers = [_address(x) for x in (weight, dormant, mask, rule.threshold, rule.scale)]
         tripped = self._refresh(shape.now(), *pointers, recurrent, limit, counts.data_ptr())
         _changed(weight)

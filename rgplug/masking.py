@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,55 +11,12 @@ from torch import Tensor, nn
 from rgplug import kernels
 from rgplug.errors import RgplugError
 from rgplug.fused import Fused, Shape
+from rgplug.layout import FilterLayout
 
 if TYPE_CHECKING:
     from rgplug.methods import Rule
 
 ROUNDED = {"own": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # policy.dormant -> dtype
-
-
-@dataclass(frozen=True)
-class FilterLayout:
-    """Where the output filters of a weight are.
-
-    `dim` is the output dim of the weight: 0 for convolutions and linear layers, 1 for transposed convolutions and for
-    the [1, out, in, k, k] weights of modulated ones. A grouped transposed convolution keeps its weight as
-    [in, out / groups, ...]; its output filter g * (out / groups) + o belongs to the g-th block of rows.
-    """
-
-    shape: tuple[int, ...]
-    dim: int = 0
-    groups: int = 1
-
-    @property
-    def filters(self) -> int:
-        return self.shape[self.dim] * self.groups
-
-    def view(self, x: Tensor) -> Tensor:
-        """`x` (weight-shaped) with the groups as a dim of their own, where there are several."""
-        return x if self.groups == 1 else x.unflatten(0, (self.groups, self.shape[0] // self.groups))
-
-    def expand(self, per_filter: Tensor) -> Tensor:
-        """`per_filter` [filters], shaped so that it broadcasts against `view(x)`."""
-        if self.groups == 1:
-            return per_filter.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
-        return per_filter.view([self.groups, 1, self.shape[1]] + [1] * (len(self.shape) - 2))
-
-    def filter_of(self, index: Tensor) -> Tensor:
-        """Output filter of the entries at `index` (int64) of the flattened weight."""
-        if self.groups == 1:
-            inner = math.prod(self.shape[self.dim + 1 :])
-            return index.div(inner, rounding_mode="floor").remainder_(self.shape[self.dim])
-        row = index.div(math.prod(self.shape[2:]), rounding_mode="floor")
-        group = row.div(self.shape[0] // self.groups * self.shape[1], rounding_mode="floor")
-        return group.mul_(self.shape[1]).add_(row.remainder_(self.shape[1]))
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.groups == 1:
-            return x.sum([d for d in range(x.dim()) if d != self.dim], dtype=dtype)
-        return self.view(x).sum([d for d in range(x.dim() + 1) if d not in (0, 2)], dtype=dtype).reshape(-1)
 
 
 class MaskedWeight:
@@ -237,13 +192,13 @@ class MaskedWeight:
         if self._window is not None:
             return
         loops = self.fused()
-        if loops is None:
-            self._window = self.mask
-            if self.is_rounded:
-                self._waiting, self.dormant = self.dormant, self.dormant.to(self.param.dtype)
-            kernels.restore_(self.data, self.dormant, self.bits(scratch))
-        else:
-            self._window = loops.restore(self.rows, self.param, self.dormant)
+        self._window = self.mask  # first of all: an interrupt may come at any time
+        if loops is not None:
+            loops.restore(self.rows, self.param, self.dormant)
+            return
+        if self.is_rounded:
+            self._waiting, self.dormant = self.dormant, self.dormant.to(self.param.dtype)
+        kernels.restore_(self.data, self.dormant, self.bits(scratch))
 
     def gather(self) -> Tensor:
         """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""

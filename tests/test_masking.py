@@ -13,7 +13,8 @@ from torch import nn
 
 import rgplug
 from rgplug.errors import RgplugError
-from rgplug.masking import FilterLayout, MaskedWeight
+from rgplug.layout import FilterLayout
+from rgplug.masking import MaskedWeight
 
 
 class Modulated(nn.Module):
