@@ -1,11 +1,10 @@
 """The work around a step as fused loops over memory (`fused.c`), for float32 and float64 weights on a CPU.
 
-Eager tensor operations read and write a weight some forty times per step; these loops do so twice (three times where
-a method looks at theta in between). The C source
-is compiled at first use by the system's C compiler into the cache folder ($RGPLUG_CACHE, else ~/.cache/rgplug), which
-takes about a second; where there is none, and for every weight that the loops do not cover (other devices, other
-dtypes, unusual strides), `kernels` and the method's own tensor formulas do the same. Both agree up to the order in
-which sums are taken.
+Eager tensor operations read and write a weight some forty times per step; these loops do so twice, three times where a
+method looks at theta in between. The C source is compiled at first use by the system's C compiler into the cache folder
+($RGPLUG_CACHE, else ~/.cache/rgplug), which takes about a second; where there is none, and for every weight that the
+loops do not cover (other devices, other dtypes, unusual strides, rounded dormant values), `kernels` and the method's
+own tensor formulas do the same. Both agree up to the order in which sums are taken.
 """
 
 from __future__ import annotations
