@@ -13,7 +13,7 @@ from rgplug import layers, select
 from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.errors import RgplugError
-from rgplug.masking import MaskedWeight
+from rgplug.masking import ROUNDED, MaskedWeight
 from rgplug.methods import Method
 from rgplug.methods.balance import BalanceRatio
 from rgplug.methods.dense import Dense
@@ -103,7 +103,9 @@ def _network(
         if not c.reason:
             assert c.layout is not None
             assert isinstance(c.param, nn.Parameter)
-            weights.append(MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, stored=method.prunes))
+            weights.append(
+                MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, method.prunes, ROUNDED[policy.dormant])
+            )
     return Network(label, module, weights, policy, method)
 
 

@@ -199,7 +199,7 @@ class Controller:
                 for w in net.weights:
                     if w.fresh:
                         net.start(w)
-                    parts = (w.mask, w.dormant, w.threshold, w.scale, w.scale_vectors)
+                    parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
                 broadcast_first((net.kept, net.regrown, net.pruned, net.written))
 

@@ -184,6 +184,7 @@ class Policy:
         None  # real images per D step (and fakes per G step), for #RI and FLOPs
     )
     kernels: Literal["auto", "fused", "eager"] = "auto"  # fused: compiled loops over CPU memory, an error without them
+    dormant: Literal["own", "float16", "bfloat16"] = "own"  # dtype that pruned values wait in; own: exact
     finish: Literal["sparse", "dense", "as-is"] = "as-is"
     run_dir: str | None = None
     start: StartPolicy | None = None

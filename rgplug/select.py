@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rgplug.errors import RgplugError
-from rgplug.masking import FilterLayout
+from rgplug.layout import FilterLayout
 from rgplug.policy import NetworkPolicy
 
 _NAMES = ("weight", "weight_orig", "weight_bar", "weight_v")

@@ -76,7 +76,14 @@ class Method:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
-        """After the host's step, before masks are drawn: every weight's `dormant` holds theta."""
+        """After the host's step, before masks are drawn: every `dormant` holds theta, where the method needs it."""
+
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        """Whether `update` looks at theta; if no weight's is needed, masks are drawn in one pass over each weight.
+
+        step: the iteration just made, as in `rule`.
+        """
+        return True
 
     def lr_factor(self, step: int) -> float:
         """What the host's learning rate is multiplied with for iteration `step` of the network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ class LearnedThresholds(Method):
         full = self.policy.weight_gradient == "full"
         return Rule(self._threshold(weight), weight.scale, self.policy.task_gradient, full)
 
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        return self.units == "spectral" or (self.units == "layer_std" and weight.fused() is None)
+
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         full = self.policy.weight_gradient == "full"
         if not self.policy.task_gradient and not full:
@@ -75,27 +79,31 @@ class LearnedThresholds(Method):
             grad.mul_(term)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        times = step.regularizer if self.sparsity_weight else None
         gradients: dict[str, Tensor] = {}
         for w in weights:
             gradient = w.threshold_grad
             if gradient is not None and step.groups.get(id(w.param), {}).get("maximize"):
                 gradient = -gradient  # the host ascends; thresholds follow the same objective and descend on their own
-            if step.regularizer is not None and self.sparsity_weight:
-                pull = threshold.regularizer_gradient(self._threshold(w), self.sparsity_weight)
-                pull = pull.mul_(step.regularizer)
-                gradient = pull if gradient is None else gradient + pull
+            if gradient is None and times is not None:
+                gradient = torch.zeros_like(self._threshold(w))
             if gradient is not None:
                 gradients[w.name] = gradient
         if gradients:
-            self.optimizer.step(gradients, weights, step.optimizer, step.groups, step.found_inf)
+            pull = None if times is None else partial(self._pull, times=times)
+            self.optimizer.step(gradients, weights, step.optimizer, step.groups, step.found_inf, pull)
             if self.policy.min is not None:
                 for w in weights:
                     self._threshold(w).clamp_min_(self.policy.min)
-        for w in weights:
+        for w in weights if self.units != "absolute" else ():
             before = (w.scale, None if w.scale_vectors is None else w.scale_vectors.clone())
-            self._measure(w, w.dormant)
+            self._measure(w, w.dormant, w.variance() if self.units == "layer_std" else None)
             if step.found_inf is not None:
                 _undo(w, before, step.found_inf)
+
+    def _pull(self, thresholds: Tensor, times: float | Tensor) -> Tensor:
+        """The regularizer's gradient, counted `times` times; any number of thresholds."""
+        return threshold.regularizer_gradient(thresholds, self.sparsity_weight).mul_(times)
 
     def measure(self, weight: MaskedWeight) -> None:
         self._measure(weight, weight.dormant)
@@ -186,11 +194,14 @@ class LearnedThresholds(Method):
         if weight.scale_vectors is not None and "scale_vectors" in state:
             weight.scale_vectors.copy_(state["scale_vectors"])
 
-    def _measure(self, weight: MaskedWeight, theta: Tensor) -> None:
+    def _measure(self, weight: MaskedWeight, theta: Tensor, variance: Tensor | None = None) -> None:
+        """The weight's unit anew, from theta or, for `layer_std`, from its variance where that is known."""
         if self.units == "absolute":
             return
         theta = theta.to(self._threshold(weight).dtype)
-        if self.units == "layer_std":
+        if variance is not None:
+            scale = variance.sqrt().to(theta.dtype).clamp_min_(torch.finfo(theta.dtype).tiny)
+        elif self.units == "layer_std":
             scale = threshold.layer_std(theta)
         else:
             assert weight.scale_vectors is not None

@@ -49,6 +49,9 @@ class PruneGrow(Method):
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         return None if self._turns(step) else FIXED
 
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        return self._turns(step)
+
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
         for w in weights:
             if not step.auxiliary and self._turns(w.steps):

@@ -85,7 +85,7 @@ class Sparse(Method):
             w.set_mask(mask.to(w.param.device))
             self._active[w.name] = int(mask.sum())
             if not by_magnitude:
-                w.dormant.zero_()
+                w.forget()
 
     def start(self, weight: MaskedWeight) -> None:
         """By magnitude: masks of the weights that the host has loaded by now, the same ones if it loaded none."""
@@ -94,7 +94,7 @@ class Sparse(Method):
                 self._new = {w.name: m for w, m in zip(self._weights, self._masks())}
             mask = self._new.pop(weight.name)
             weight.set_mask(mask)
-            weight.dormant.zero_()
+            weight.forget()
             self._active[weight.name] = int(mask.sum())
 
     def _masks(self) -> list[Tensor]:
@@ -128,6 +128,9 @@ class Sparse(Method):
 
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
         return None if self._explores(step) or self._adjusts(step) else FIXED
+
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        return self._explores(step) or self._adjusts(step)
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         p, coming = self.exploration, weight.steps + 1
