@@ -125,10 +125,11 @@ class Network:
             scratch = kernels.Scratch()
             for w in weights:
                 w.restore(scratch)
+            drawn = self._with_tied(weights)
             self.method.update(weights, step)
             keep = self.scheduled()
             if keep is None or self.iteration % steering_interval(self.target):
-                self._refresh(weights)
+                self._refresh(drawn)
             else:  # a common level for all weights, those that another optimizer steps included
                 self._shift(keep, SAMPLES_PER_STEP)
         if not self.auxiliary:
@@ -161,13 +162,29 @@ class Network:
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
         self._bring_along()
-        rest = [w for w in self.weights if not w.merged]
-        if rest:
-            self._count_written(rest, [w.gather() for w in rest])
-            for w in rest:
+        self._join([w for w in self.weights if not w.merged])
+
+    def _join(self, weights: list[MaskedWeight]) -> None:
+        if weights:
+            self._count_written(weights, [w.gather() for w in weights])
+            for w in weights:
                 self.method.measure(w)
 
+    def _with_tied(self, weights: list[MaskedWeight]) -> list[MaskedWeight]:
+        """`weights`, and those that did not step but are decided with them, in the network's order; all hold theta."""
+        tied = self.method.tied(weights)
+        if not tied:
+            return weights
+        self._bring_along()
+        for w in tied:
+            if w.fresh:
+                self.start(w)
+        self._join(tied)
+        here = {id(w) for w in (*weights, *tied)}
+        return [w for w in self.weights if id(w) in here]
+
     def _refresh(self, weights: list[MaskedWeight]) -> None:
+        self.method.decide(weights)
         counts, newly = [], []
         scratch = kernels.Scratch()
         for w in weights:
