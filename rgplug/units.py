@@ -162,7 +162,7 @@ class Filters:
         return self._sizes
 
     def kept(self, masks: Values) -> Tensor:
-        full = {name: filter_sums(self.layouts[name], mask) for name, mask in masks.items()}
+        full = {name: filter_sums(self.layouts[name], masks[name]) for name in self.names}
         return self.combined(full) > 0
 
     def masks(self, kept: Tensor) -> dict[str, Tensor]:
