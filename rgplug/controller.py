@@ -301,7 +301,8 @@ class Controller:
         """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
         from them: policy.start: {weights: path}."""
         moments = {k: snapshot.moments_of(self.modules[k], net.optimizers()) for k, net in self.networks.items()}
-        snapshot.save(Path(path), copies(self.modules), moments)
+        units = {label: net.method.units for label, net in self.networks.items()}
+        snapshot.save(Path(path), copies(self.modules), moments, units)
 
     def export(
         self,

@@ -135,15 +135,17 @@ class Network:
         """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
         keep = self.scheduled()
         steers = keep is not None and self.iteration % steering_interval(self.target) == 0
+        drawn = weights
         if steers or any(self.method.needs_theta(w, self._step_of(w)) for w in weights):
             scratch = kernels.Scratch()
             for w in weights:
                 w.restore(scratch)
+            drawn = self._with_tied(weights)
         self.method.update(weights, step)
         if keep is not None and steers:  # a common level for all weights, those that another optimizer steps included
             self._shift(keep, SAMPLES_PER_STEP)
         else:
-            self._refresh(weights)
+            self._refresh(drawn)
 
     def _step_of(self, w: MaskedWeight) -> int | None:
         """The iteration that the weight just made, as methods are told it."""
@@ -175,13 +177,29 @@ class Network:
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
         self._bring_along()
-        rest = [w for w in self.weights if not w.merged]
-        if rest:
-            self._count_written(rest, torch.stack([w.gather().to(self.kept) for w in rest]))
-            for w in rest:
+        self._join([w for w in self.weights if not w.merged])
+
+    def _join(self, weights: list[MaskedWeight]) -> None:
+        if weights:
+            self._count_written(weights, torch.stack([w.gather().to(self.kept) for w in weights]))
+            for w in weights:
                 self.method.measure(w)
 
+    def _with_tied(self, weights: list[MaskedWeight]) -> list[MaskedWeight]:
+        """`weights`, and those that did not step but are decided with them, in the network's order; all hold theta."""
+        tied = self.method.tied(weights)
+        if not tied:
+            return weights
+        self._bring_along()
+        for w in tied:
+            if w.fresh:
+                self.start(w)
+        self._join(tied)
+        here = {id(w) for w in (*weights, *tied)}
+        return [w for w in self.weights if id(w) in here]
+
     def _refresh(self, weights: list[MaskedWeight]) -> None:
+        self.method.decide(weights)
         counts = self.kept.new_empty(len(weights), 2)  # entries pruned, and those that were kept until now
         scratch = kernels.Scratch()
         for w, count in zip(weights, counts.unbind()):
