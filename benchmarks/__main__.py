@@ -94,7 +94,7 @@ def pruned_generators(rounds: int) -> list[str]:
         [
             f"{name}, batch {batch}",
             f"{v[f'dense, ms, batch {batch}']:.0f}",
-            *(f"{v[f'{form}, batch {batch}']:.2f}" for form in ("half the filters", "half the weights", "as trained")),
+            *(f"{v[f'{form}, batch {batch}']:.2f}" for form in ("whole filters", "single weights", "as trained")),
             f"{1 / v['MACs left']:.2f}",
             f"{v['parameters left']:.3f}",
         ]
@@ -102,11 +102,11 @@ def pruned_generators(rounds: int) -> list[str]:
         for batch in inference.BATCHES
     ]
     text = (
-        "How many times as fast as the dense generator, measured: with half of the filters pruned and taken out\n"
-        "(`compact`), and with half of the weights zero. The theoretical column is a ratio of MACs and no speed."
+        "How many times as fast as the dense generator, measured: with half of the weights pruned as whole filters and\n"
+        "taken out (`compact`), and singly, as zeros. The theoretical column is a ratio of MACs and no speed."
     )
     columns = [
-        "generator", "dense, ms", "half the filters, compact", "half the weights, zeros", "dense, norms not folded",
+        "generator", "dense, ms", "whole filters, compact", "single weights, zeros", "dense, norms not folded",
         "compact, theoretical", "parameters left",
     ]  # fmt: skip
     return section("Speed of pruned generators", text, columns, rows)

@@ -1,4 +1,4 @@
-"""Speed of pruned generators: half of the filters taken out, and half of the weights zero, against the dense one.
+"""Speed of generators with half of their weights pruned, as whole filters that are taken out and singly.
 
     RGPLUG_HOSTS=FOLDER python -m benchmarks.inference [--rounds 10]
 
@@ -24,14 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import rgplug
-from rgplug.channels import filter_channels, plain_copy
+from rgplug.channels import plain_copy
 from rgplug.examples.sngan import Generator
 from rgplug.export import compact
 from rgplug.export.measure import alternating_medians
 from rgplug.inspection import import_file
 from rgplug.metrics import layer_macs, pick_images
-from rgplug.policy import NetworkPolicy
-from rgplug.select import select
 
 BATCHES = (1, 16)
 STEPS = 3  # of RG-GAN, under a target of half the weights
@@ -56,11 +54,12 @@ def fastgan() -> tuple[nn.Module, int]:
 GENERATORS: dict[str, Callable[[], tuple[nn.Module, int]]] = {"SNGAN, 32x32": sngan, "FastGAN, 256x256": fastgan}
 
 
-def trained(network: nn.Module, z: Tensor) -> nn.Module:
-    """A baked copy after some steps of RG-GAN with half of the weights pruned, each by itself."""
+def trained(network: nn.Module, z: Tensor, granularity: str) -> nn.Module:
+    """A baked copy after some steps of RG-GAN that prune half of the weights, in units of this granularity."""
     G = copy.deepcopy(network).train()
     target = {"G": 0.5, "start": 0, "by": 1, "shape": "constant"}
-    rg = rgplug.attach(G, None, {"base": "rg-gan", "target": target})
+    policy = {"base": "rg-gan", "threshold.units": "layer_std", "granularity": granularity, "target": target}
+    rg = rgplug.attach(G, None, policy)
     optimizer = torch.optim.Adam(G.parameters(), 2e-4, betas=(0.5, 0.999))
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -73,16 +72,6 @@ def trained(network: nn.Module, z: Tensor) -> nn.Module:
     return baked
 
 
-def halved(network: nn.Module, z: Tensor) -> nn.Module:
-    """A copy in which every second channel has no filter left, in all weights that make it."""
-    found = copy.deepcopy(network).eval().requires_grad_(False)
-    layouts = {c.name: c.layout for c in select(found, NetworkPolicy(), "G") if c.layout is not None}
-    for name, channel in filter_channels(found, (z,), layouts).of.items():
-        layout, weight = layouts[name], found.get_parameter(name)
-        layout.view(weight).mul_(layout.expand(channel % 2))
-    return found
-
-
 def measure(make: Callable[[], tuple[nn.Module, int]], rounds: int) -> dict[str, float]:
     """Milliseconds of the dense generator, ratios of the others' to it, and shares of its parameters and MACs."""
     torch.manual_seed(0)
@@ -93,9 +82,13 @@ def measure(make: Callable[[], tuple[nn.Module, int]], rounds: int) -> dict[str,
             network.train()(z)
     stock = copy.deepcopy(network).eval().requires_grad_(False)
     dense = plain_copy(stock, (z,))
-    small = compact(halved(dense, z), (torch.randn(8, dim),))
-    forms = {"dense": dense, "as trained": stock, "half the weights": plain_copy(trained(network, z), (z,))}
-    forms["half the filters"] = small.network
+    small = compact(trained(network, z, "filter"), (z,))
+    forms = {
+        "dense": dense,
+        "as trained": stock,
+        "single weights": plain_copy(trained(network, z, "weight"), (z,)),
+        "whole filters": small.network,
+    }
     found: dict[str, float] = {"channels removed": small.removed}
     for batch in BATCHES:
         latents = torch.randn(batch, dim)
@@ -108,7 +101,7 @@ def measure(make: Callable[[], tuple[nn.Module, int]], rounds: int) -> dict[str,
         name: (sum(p.numel() for p in f.parameters()), layer_macs(f, z).total) for name, f in forms.items()
     }
     for index, what in enumerate(("parameters", "MACs")):
-        found[f"{what} left"] = counts["half the filters"][index] / counts["dense"][index]
+        found[f"{what} left"] = counts["whole filters"][index] / counts["dense"][index]
     return found
 
 

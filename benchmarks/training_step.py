@@ -115,20 +115,26 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
     }
 
 
-def memory() -> float:
-    """Bytes that attach keeps beside the host, per byte of managed weight."""
+def kept_beside(rg: rgplug.Controller, network: str = "G") -> float:
+    """Bytes that rgplug keeps between two steps beside a host's network, per byte of managed weight."""
+    net = rg.networks[network]
+    held = [x for w in net.weights for x in (w.dormant, w.threshold, *net.method.state_of(w).values())]
+    extra = sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
+    return extra / sum(w.numel * w.param.element_size() for w in net.weights)
+
+
+def memory(dormant: str = "own") -> float:
+    """`kept_beside` of a discriminator after its first step, with this dtype of dormant values."""
     net = Discriminator(64, nn.Conv2d)
-    rg = rgplug.attach(net, None, {"method": "rg-gan"})
-    stepper(net, 2, 32)()
-    weights = rg.weights("G")
-    extra = sum(x.numel() * x.element_size() for w in weights for x in (w.mask, w.dormant, w.threshold))
-    extra += 2 * sum(w.threshold.numel() * 4 for w in weights)  # Adam's moments of the thresholds
-    rg.detach()
-    return extra / sum(w.numel * w.param.element_size() for w in weights)
+    with rgplug.attach(net, None, {"method": "rg-gan", "dormant": dormant}) as rg:
+        stepper(net, 2, 32)()
+        return kept_beside(rg)
 
 
 def run(rounds: int = 30) -> dict[str, dict[str, float]]:
-    return {name: compare(*case, rounds=rounds) for name, case in CASES.items()} | {"memory": {"ratio": memory()}}
+    """Case -> ratios of `compare`, and "memory" -> bytes beside the host per byte of managed weight."""
+    bytes_beside = {"ratio": memory(), "dormant: bfloat16": memory("bfloat16")}
+    return {name: compare(*case, rounds=rounds) for name, case in CASES.items()} | {"memory": bytes_beside}
 
 
 if __name__ == "__main__":

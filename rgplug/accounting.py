@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
-from rgplug.metrics import LayerMacs, default_sample_fn, layer_macs, training_flops_per_step
-from rgplug.metrics.isolation import preserved_rng
+from rgplug.metrics import LayerMacs, layer_macs, training_flops_per_step
+from rgplug.metrics.sampling import example_inputs
 from rgplug.policy import Policy
 
 if TYPE_CHECKING:
@@ -49,13 +49,8 @@ class Accounting:
         Raises RgplugError when a network cannot be run.
         """
         images = None
-        if G is None or (D is None and "D" in self._modules):
-            sampler = default_sample_fn(self._modules["G"]) if G is None else None
-            with preserved_rng():
-                if sampler is not None:
-                    G = sampler.arguments(1)
-                    images = sampler(1)
-        assert G is not None  # a sampler was made for it otherwise
+        if G is None:
+            G, images = example_inputs(self._modules["G"])
         macs = {"G": layer_macs(self._modules["G"], G)}
         if "D" in self._modules:
             if D is None and images is None:

@@ -13,7 +13,8 @@ from rgplug import layers, select
 from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.errors import RgplugError
-from rgplug.masking import MaskedWeight
+from rgplug.granularity import divide
+from rgplug.masking import ROUNDED, MaskedWeight
 from rgplug.methods import Method
 from rgplug.methods.balance import BalanceRatio
 from rgplug.methods.dense import Dense
@@ -23,6 +24,7 @@ from rgplug.methods.sparse import Sparse
 from rgplug.network import Network
 from rgplug.policy import NetworkPolicy, Policy, from_environment
 from rgplug.snapshot import Start
+from rgplug.units import Units
 
 
 def attach(
@@ -53,7 +55,8 @@ def attach(
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
     _check_shared(candidates)
     _check_free(candidates)
-    writes = policy.start is not None or policy.method == "sparse"  # before the controller is complete
+    # before the controller is complete
+    writes = policy.start is not None or policy.method == "sparse" or policy.granularity != "weight"
     began = {
         k: {n: t.clone() for n, t in select.named_tensors(m).items()} if writes else {} for k, m in modules.items()
     }
@@ -89,32 +92,51 @@ def _controller(
         start = Start(policy.start.weights, policy.start.networks, policy.start.optimizers)
         start.load(modules)
     ratio = None if policy.balance is None else BalanceRatio(policy.balance.window)
-    networks = {label: _network(label, modules[label], found, policy, ratio) for label, found in candidates.items()}
+    networks = {label: _network(label, modules, found, policy, ratio) for label, found in candidates.items()}
     meter = None if ratio is None else BalanceMeter(policy, ratio, modules, networks)
     return Controller(networks, candidates, policy, _as_list(optimizers), modules, start, meter)
 
 
 def _network(
-    label: str, module: nn.Module, candidates: list[select.Candidate], policy: Policy, ratio: BalanceRatio | None
+    label: str,
+    modules: Mapping[str, nn.Module],
+    candidates: list[select.Candidate],
+    policy: Policy,
+    ratio: BalanceRatio | None,
 ) -> Network:
-    method = _method(policy, label, ratio)
+    prunes = _prunes(policy, label)
+    # a dense run that leaves snapshots says in them what the rounds of tickets after it prune as a whole
+    matters = prunes or policy.snapshots is not None
+    units, fixed = divide(policy.granularity_of(label) if matters else "weight", label, candidates, modules)
+    if prunes:
+        for c in candidates:
+            c.reason = c.reason or fixed.get(c.name, "")
+    method = _method(policy, label, ratio, units)
     weights = []
     for c in candidates:
         if not c.reason:
             assert c.layout is not None
             assert isinstance(c.param, nn.Parameter)
-            weights.append(MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, stored=method.prunes))
-    return Network(label, module, weights, policy, method)
+            weights.append(
+                MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, method.prunes, ROUNDED[policy.dormant])
+            )
+    units.bind(weights)
+    return Network(label, modules[label], weights, policy, method)
 
 
-def _method(policy: Policy, label: str, ratio: BalanceRatio | None) -> Method:
+def _prunes(policy: Policy, label: str) -> bool:
+    """Whether the method prunes this network; it trains dense, and is counted, where not."""
+    networks = {"dense": (), "re-gan": policy.cycle.networks, "rg-gan": policy.threshold.networks}
+    return label in networks.get(policy.method, ("G", "D"))
+
+
+def _method(policy: Policy, label: str, ratio: BalanceRatio | None, units: Units) -> Method:
     made: dict[str, Callable[[], Method]] = {
-        "dense": Dense,
-        "sparse": lambda: Sparse(policy, label, ratio),
-        "re-gan": lambda: PruneGrow(policy.cycle) if label in policy.cycle.networks else Dense(),
-        "rg-gan": lambda: LearnedThresholds(policy, label) if label in policy.threshold.networks else Dense(),
+        "sparse": lambda: Sparse(policy, label, units, ratio),
+        "re-gan": lambda: PruneGrow(policy.cycle, units),
+        "rg-gan": lambda: LearnedThresholds(policy, label, units),
     }
-    return made[policy.method]()
+    return made[policy.method]() if _prunes(policy, label) else Dense(units)
 
 
 def _check_modules(modules: Mapping[str, nn.Module]) -> None:

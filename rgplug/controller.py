@@ -199,7 +199,7 @@ class Controller:
                 for w in net.weights:
                     if w.fresh:
                         net.start(w)
-                    parts = (w.mask, w.dormant, w.threshold, w.scale, w.scale_vectors)
+                    parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
                 broadcast_first((net.kept, net.regrown, net.pruned, net.written))
 
@@ -301,7 +301,8 @@ class Controller:
         """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
         from them: policy.start: {weights: path}."""
         moments = {k: snapshot.moments_of(self.modules[k], net.optimizers()) for k, net in self.networks.items()}
-        snapshot.save(Path(path), copies(self.modules), moments)
+        units = {label: net.method.units for label, net in self.networks.items()}
+        snapshot.save(Path(path), copies(self.modules), moments, units)
 
     def export(
         self,

@@ -1,22 +1,22 @@
 """The work around a step as fused loops over memory (`fused.c`), for float32 and float64 weights on a CPU.
 
-Eager tensor operations read and write a weight some forty times per step; these loops do so three times. The C source
-is compiled at first use by the system's C compiler into the cache folder ($RGPLUG_CACHE, else ~/.cache/rgplug), which
-takes about a second; where there is none, and for every weight that the loops do not cover (other devices, other
-dtypes, unusual strides), `kernels` and the method's own tensor formulas do the same. Both agree up to the order in
-which sums are taken.
+Eager tensor operations read and write a weight some forty times per step; these loops do so twice, three times where a
+method looks at theta in between. The C source is compiled at first use by the system's C compiler into the cache folder
+($RGPLUG_CACHE, else ~/.cache/rgplug), which takes about a second; where there is none, and for every weight that the
+loops do not cover (other devices, other dtypes, unusual strides, rounded dormant values), `kernels` and the method's
+own tensor formulas do the same. Both agree up to the order in which sums are taken.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from rgplug.errors import RgplugError
 from rgplug.metrics.cache import cache_dir
 
 if TYPE_CHECKING:
-    from rgplug.masking import FilterLayout
+    from rgplug.layout import FilterLayout
     from rgplug.methods import Rule
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -37,7 +37,26 @@ _REAL = {torch.float32: "float", torch.float64: "double"}
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-trapping-math"]
 _VARIANTS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-march=native", "-fopenmp-simd"], [])
 _POINTER: Any = ctypes.c_void_p
-_SHAPE = ctypes.c_int64 * 5
+_CHUNK = 2048  # entries per pair of partial sums, as in fused.c
+
+
+class Shape(ctypes.Structure):
+    """A weight in memory order as [rows, columns], and where its filters are (FilterLayout, `fused.c`)."""
+
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("rows", "columns", "rows_per_group", "filters_per_group", "threads")
+    ]
+
+    @staticmethod
+    def of(layout: FilterLayout) -> Shape:
+        shape, groups = layout.shape, layout.groups
+        rows = shape[0] if layout.dim == 0 and groups == 1 else shape[0] * shape[1]
+        return Shape(rows, math.prod(shape) // rows, rows // groups, layout.filters // groups, 1)
+
+    def now(self) -> Shape:
+        """With the threads that torch may use now."""
+        self.threads = torch.get_num_threads()
+        return self
 
 
 class Fused:
@@ -45,14 +64,16 @@ class Fused:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype):
         self.dtype = dtype
-        self._before = library.before
-        self._before.argtypes = [_POINTER] * 7 + [ctypes.c_int32] + [_POINTER] * 2
-        self._restore = library.restore
-        self._restore.argtypes = [_POINTER] * 4
-        self._refresh = library.refresh
-        self._refresh.argtypes = [_POINTER] * 6 + [ctypes.c_int32, ctypes.c_double] + [_POINTER] * 2
-        for function in (self._before, self._restore, self._refresh):
-            function.restype = None
+        shape = ctypes.POINTER(Shape)
+        self._before, self._after = library.before, library.after
+        self._restore, self._refresh, self._variance = library.restore, library.refresh, library.variance
+        self._before.argtypes = [shape, *[_POINTER] * 5, ctypes.c_int32, *[_POINTER] * 2]
+        self._after.argtypes = [shape, *[_POINTER] * 4, ctypes.c_int32, ctypes.c_double, _POINTER]
+        self._restore.argtypes = [shape, *[_POINTER] * 2]
+        self._refresh.argtypes = [shape, *[_POINTER] * 5, ctypes.c_int32, ctypes.c_double, _POINTER]
+        self._variance.argtypes = [shape, *[_POINTER] * 2, ctypes.c_int32, *[_POINTER] * 2]
+        self._before.restype = self._restore.restype = self._variance.restype = None
+        self._after.restype = self._refresh.restype = ctypes.c_int32
 
     def covers(self, layout: FilterLayout, *tensors: Tensor) -> bool:
         """Whether plain CPU tensors of this dtype (masks: bool) lie in memory alike, filter rows in one piece."""
@@ -69,44 +90,74 @@ class Fused:
         )
 
     def before(
-        self, layout: FilterLayout, weight: Tensor, dormant: Tensor, mask: Tensor, grad: Tensor | None, rule: Rule
-    ) -> tuple[Tensor | None, Tensor]:
-        """(gradient of the thresholds, zeros in the weight); `dormant` and `grad` are changed in place."""
-        rows = _rows(layout)
+        self, shape: Shape, weight: Tensor, dormant: Tensor, grad: Tensor | None, rule: Rule, zeros: Tensor
+    ) -> Tensor | None:
+        """Gradient of the thresholds [filters], if the rule asks for it; `dormant` and `grad` are changed in place.
+
+        zeros: float64, gets the number of zeros in the weight.
+        """
         per_row = None
         if grad is not None and rule.task_gradient:
-            per_row = torch.empty(rows[0], dtype=self.dtype)
-        zeros = torch.empty((), dtype=torch.int64)
-        pointers = [_address(x) for x in (weight, dormant, mask, grad, rule.threshold, rule.scale)]
-        self._before(_shape(rows), *pointers, rule.full_weight_gradient, _address(per_row), zeros.data_ptr())
-        _changed(dormant, grad)
-        if per_row is None or rows[0] == layout.filters:
-            return per_row, zeros
-        return per_row.view(layout.groups, -1, rows[3]).sum(1).reshape(-1), zeros
+            per_row = torch.empty(shape.rows, dtype=self.dtype)
+        pointers = [_address(x) for x in (weight, dormant, grad, rule.threshold, rule.scale)]
+        self._before(shape.now(), *pointers, rule.full_weight_gradient, _address(per_row), zeros.data_ptr())
+        if grad is not None:
+            _changed(grad)
+        if per_row is None or shape.rows == shape.filters_per_group:
+            return per_row
+        groups = shape.rows // shape.rows_per_group
+        return per_row.view(groups, -1, shape.filters_per_group).sum(1).reshape(-1)
 
-    def restore(self, layout: FilterLayout, weight: Tensor, dormant: Tensor, mask: Tensor) -> None:
-        """As `kernels.restore_`."""
-        self._restore(_shape(_rows(layout)), weight.data_ptr(), dormant.data_ptr(), mask.data_ptr())
-        _changed(weight, dormant)
+    def after(
+        self,
+        shape: Shape,
+        weight: Tensor,
+        dormant: Tensor,
+        rule: Rule,
+        counts: Tensor,
+        *,
+        recurrent: bool,
+        limit: float,
+    ) -> bool:
+        """Everything after the step in one pass: as `kernels.restore_`, the rule, and `kernels.split_`.
+
+        counts: float64 [2], gets the entries pruned and the newly pruned. At `limit` pruned entries all of the layer is
+        kept, and the answer is True.
+        """
+        pointers = [_address(x) for x in (weight, dormant, rule.threshold, rule.scale)]
+        tripped = self._after(shape.now(), *pointers, recurrent, limit, counts.data_ptr())
+        _changed(weight)
+        return bool(tripped)
+
+    def restore(self, shape: Shape, weight: Tensor, dormant: Tensor) -> None:
+        """As `kernels.restore_`; afterwards `dormant` no longer says what the mask is."""
+        self._restore(shape.now(), weight.data_ptr(), dormant.data_ptr())
+        _changed(weight)
 
     def refresh(
         self,
-        layout: FilterLayout,
+        shape: Shape,
         weight: Tensor,
         dormant: Tensor,
         mask: Tensor,
         rule: Rule,
+        counts: Tensor,
         *,
         recurrent: bool,
         limit: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(entries pruned, newly pruned, keep): new mask by the rule; at `limit` entries all of the layer is kept and
-        `keep` is 0, else 1."""
-        counts, keep = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=self.dtype)
+    ) -> bool:
+        """As `after`, from theta (in `dormant`) and the mask from before `restore`, which becomes the new one."""
         pointers = [_address(x) for x in (weight, dormant, mask, rule.threshold, rule.scale)]
-        self._refresh(_shape(_rows(layout)), *pointers, recurrent, limit, counts.data_ptr(), keep.data_ptr())
-        _changed(weight, dormant, mask)
-        return counts[0], counts[1], keep
+        tripped = self._refresh(shape.now(), *pointers, recurrent, limit, counts.data_ptr())
+        _changed(weight)
+        return bool(tripped)
+
+    def variance(self, shape: Shape, weight: Tensor, dormant: Tensor, *, gathered: bool) -> Tensor:
+        """Variance of theta after the host's step (0-dim, float64; correction 0). gathered: `dormant` holds theta."""
+        parts = torch.empty(2 * -(-weight.numel() // _CHUNK), dtype=torch.float64)
+        out = torch.empty((), dtype=torch.float64)
+        self._variance(shape.now(), weight.data_ptr(), dormant.data_ptr(), gathered, parts.data_ptr(), out.data_ptr())
+        return out
 
 
 _loaded: dict[torch.dtype, Fused | str] = {}
@@ -172,26 +223,10 @@ def _processor() -> str:
     return platform.machine() + "".join(sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))}))
 
 
-def _rows(layout: FilterLayout) -> tuple[int, int, int, int]:
-    """rows, columns, rows per group and filters per group of a weight in memory order (FilterLayout, `fused.c`)."""
-    shape = layout.shape
-    rows = shape[0] if layout.dim == 0 and layout.groups == 1 else shape[0] * shape[1]
-    numel = 1
-    for n in shape:
-        numel *= n
-    return rows, numel // rows, rows // layout.groups, layout.filters // layout.groups
-
-
-def _shape(rows: Sequence[int]) -> Any:
-    return _SHAPE(*rows, torch.get_num_threads())
-
-
 def _address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _changed(*tensors: Tensor | None) -> None:
+def _changed(x: Tensor) -> None:
     """Autograd has to know that memory was written, as after any in-place operation."""
-    for x in tensors:
-        if x is not None:
-            torch.autograd.graph.increment_version(x)
+    torch.autograd.graph.increment_version(x)

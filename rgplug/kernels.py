@@ -6,6 +6,9 @@ to twenty times as long as float arithmetic (`benchmarks/elementwise.py`). So ma
 ones where a weight is kept, all zeros where it is pruned. And-ing them gives exactly the value or exactly +0, NaN and
 infinity included, which multiplying with 0 and 1 does not.
 
+The mask takes no memory of its own: an entry is kept iff all bits of its dormant value are 0, and a pruned value of
+exactly 0 waits as -0. Integers are compared for that, so it holds where floats are flushed or fused by a compiler.
+
 All functions work in place where their name ends in `_`, and allocate no more than a few tensors of one layer's size.
 """
 
@@ -50,6 +53,33 @@ def bits_of_mask(mask: Tensor, dtype: torch.dtype, scratch: Scratch | None = Non
     return out.copy_(mask.view(torch.int8)).neg_()
 
 
+def mask_of(dormant: Tensor) -> Tensor:
+    """bool, True where kept: the mask that lies in the dormant values (a new tensor)."""
+    return as_bits(dormant) == 0
+
+
+def bits_of_dormant(dormant: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """`bits_of_mask` of the mask that lies in the dormant values."""
+    out = (scratch or Scratch()).like(dormant, "bits", _INTEGER[dormant.element_size()])
+    return out.copy_(as_bits(dormant)).eq_(0).neg_()
+
+
+def wait_(theta: Tensor, pruned: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """`theta` becomes a dormant tensor: its value (0 as -0) where `pruned` (bits) are ones, +0 elsewhere."""
+    held = as_bits(theta)
+    sign = (scratch or Scratch()).like(held, "sign").copy_(held).eq_(0)
+    sign.bitwise_left_shift_(8 * held.element_size() - 1)
+    held.bitwise_or_(sign).bitwise_and_(pruned)
+    return theta
+
+
+def forget_(dormant: Tensor) -> Tensor:
+    """What waits becomes 0; the mask stays."""
+    held = as_bits(dormant)
+    held.ne_(0).bitwise_left_shift_(8 * held.element_size() - 1)
+    return dormant
+
+
 def keep_(x: Tensor, bits: Tensor) -> Tensor:
     """`x` where the mask is True, exactly +0 elsewhere, whatever stood there (NaN too)."""
     as_bits(x).bitwise_and_(bits)
@@ -60,7 +90,7 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | Non
     """(theta, count of zeros in `weight`): theta is the weight where kept, the dormant value where pruned.
 
     A host that wrote a non-zero value at a pruned position (a dense checkpoint) is believed: its value replaces the
-    dormant one. `dormant` is updated in place; it is 0 wherever the mask is True, before and after.
+    dormant one. `dormant` is updated in place; the mask that lies in it stays.
     """
     scratch = scratch or Scratch()
     theta = scratch.like(weight, "theta").copy_(weight)
@@ -68,7 +98,7 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | Non
     zeros = theta.sum(dtype=torch.float32)
     theta.mul_(dormant).add_(weight)
     pruned = torch.bitwise_not(bits, out=scratch.like(bits, "pruned"))
-    torch.bitwise_and(as_bits(theta), pruned, out=as_bits(dormant))
+    wait_(dormant.copy_(theta), pruned, scratch)
     return theta, zeros
 
 
@@ -85,13 +115,12 @@ def split_(theta: Tensor, weight: Tensor, pruned: Tensor, mask: Tensor, scratch:
     """theta (held in the dormant tensor) is split by the new mask; returns the count of kept -> pruned entries.
 
     pruned: 1.0 where a weight is pruned, 0.0 where it is kept, in the weight's dtype. Afterwards `weight` holds theta
-    where kept and exactly 0 elsewhere, `theta` (the dormant tensor) the reverse, `mask` is the new mask.
+    where kept and exactly 0 elsewhere, `theta` (the dormant tensor) the reverse (a 0 as -0), `mask` is the new mask.
     """
     scratch = scratch or Scratch()
     bits = scratch.like(theta, "bits", _INTEGER[theta.element_size()]).copy_(pruned).sub_(1)
-    out, dormant = as_bits(weight), as_bits(theta)
-    torch.bitwise_and(dormant, bits, out=out)
-    dormant.bitwise_xor_(out)
+    torch.bitwise_and(as_bits(theta), bits, out=as_bits(weight))
+    wait_(theta, bits.bitwise_not_(), scratch)
     pruned_now = scratch.like(mask, "now").copy_(pruned)
     newly = torch.count_nonzero(mask.logical_and_(pruned_now))
     torch.logical_not(pruned_now, out=mask)

@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rgplug import kernels
 from rgplug.errors import RgplugError
-from rgplug.fused import Fused
+from rgplug.fused import Fused, Shape
+from rgplug.layout import FilterLayout
 
+if TYPE_CHECKING:
+    from rgplug.methods import Rule
 
-@dataclass(frozen=True)
-class FilterLayout:
-    """Where the output filters of a weight are.
-
-    `dim` is the output dim of the weight: 0 for convolutions and linear layers, 1 for transposed convolutions and for
-    the [1, out, in, k, k] weights of modulated ones. A grouped transposed convolution keeps its weight as
-    [in, out / groups, ...]; its output filter g * (out / groups) + o belongs to the g-th block of rows.
-    """
-
-    shape: tuple[int, ...]
-    dim: int = 0
-    groups: int = 1
-
-    @property
-    def filters(self) -> int:
-        return self.shape[self.dim] * self.groups
-
-    def view(self, x: Tensor) -> Tensor:
-        """`x` (weight-shaped) with the groups as a dim of their own, where there are several."""
-        return x if self.groups == 1 else x.unflatten(0, (self.groups, self.shape[0] // self.groups))
-
-    def expand(self, per_filter: Tensor) -> Tensor:
-        """`per_filter` [filters], shaped so that it broadcasts against `view(x)`."""
-        if self.groups == 1:
-            return per_filter.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
-        return per_filter.view([self.groups, 1, self.shape[1]] + [1] * (len(self.shape) - 2))
-
-    def filter_of(self, index: Tensor) -> Tensor:
-        """Output filter of the entries at `index` (int64) of the flattened weight."""
-        if self.groups == 1:
-            inner = math.prod(self.shape[self.dim + 1 :])
-            return index.div(inner, rounding_mode="floor").remainder_(self.shape[self.dim])
-        row = index.div(math.prod(self.shape[2:]), rounding_mode="floor")
-        group = row.div(self.shape[0] // self.groups * self.shape[1], rounding_mode="floor")
-        return group.mul_(self.shape[1]).add_(row.remainder_(self.shape[1]))
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.groups == 1:
-            return x.sum([d for d in range(x.dim()) if d != self.dim], dtype=dtype)
-        return self.view(x).sum([d for d in range(x.dim() + 1) if d not in (0, 2)], dtype=dtype).reshape(-1)
+ROUNDED = {"own": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # policy.dormant -> dtype
 
 
 class MaskedWeight:
     """A managed weight. The host's Parameter holds theta * mask; what is pruned waits in `dormant`.
 
     name: qualified name of the Parameter in its network, wrappers (DDP, compile) left out.
-    mask: bool, the weight's shape, True where kept. dormant: the weight's shape and dtype, 0 where kept.
+    dormant: the weight's shape and dtype; +0 where kept, theta where pruned, a theta of 0 as -0: its bits say the mask.
+    Between `restore` and `split` it holds all of theta, and the mask lies beside it. With `rounded` it has that dtype
+    outside of steps, where the weight's is wider: what waits is rounded to it, live weights never are.
     threshold: [filters], at least float32, or None for methods without thresholds.
     """
 
@@ -74,28 +36,27 @@ class MaskedWeight:
         param: nn.Parameter,
         layout: FilterLayout,
         norm_dims: tuple[int, ...] | None = None,
-        stored: bool = True,  # False: for methods that never prune; mask and dormant values take no memory
+        stored: bool = True,  # False: for methods that never prune; dormant values take no memory
+        rounded: torch.dtype | None = None,  # of dormant values, where they shall take less memory than the weight
     ):
         self.name = name
         self.module = module
         self.param = param
         self.layout = layout
         self.norm_dims = norm_dims  # weight norm divides by norms over these dims
-        with torch.no_grad():
-            if stored:
-                self.mask = torch.ones_like(param, dtype=torch.bool)
-                self.dormant = torch.zeros_like(param)
-            else:
-                self.mask = torch.ones((), dtype=torch.bool, device=param.device).expand(param.shape)
-                self.dormant = torch.zeros((), dtype=param.dtype, device=param.device).expand(param.shape)
+        self.stored = stored
+        self.rounded = rounded
+        self.dormant = self._all_kept()
+        self._window: Tensor | None = None  # the mask (bool) while `dormant` holds all of theta
+        self._waiting: Tensor | None = None  # the tensor that is `dormant` outside of the window, if it is rounded
         self.loops: Fused | None = None  # compiled loops for this weight's dtype, where they may be used
+        self.rows = Shape.of(layout)  # for them
         self.threshold: Tensor | None = None
         self.scale: Tensor | None = None  # what |theta| is divided by (0-dim); None: units absolute
         self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
         self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
         self.steps = 0  # iterations in which the owning optimizer stepped
         self.fresh = True  # until its first step, or until a state is loaded
-        self.merged = False  # between restore and split, where `dormant` holds all of theta
         self.prepared: Any = None  # weak reference to the gradient that the before-step work was done on
         self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]
 
@@ -111,8 +72,37 @@ class MaskedWeight:
         """The host's Parameter without its graph; writing to it counts as an in-place change of the Parameter."""
         return self.param.detach()
 
+    @property
+    def mask(self) -> Tensor:
+        """bool, the weight's shape, True where kept (outside of a step: a new tensor)."""
+        if self._window is not None:
+            return self._window
+        if not self.stored:
+            return torch.ones((), dtype=torch.bool, device=self.dormant.device).expand(self.param.shape)
+        return kernels.mask_of(self.dormant)
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether dormant values have a dtype of their own."""
+        return self._dormant_dtype != self.param.dtype
+
+    @property
+    def _dormant_dtype(self) -> torch.dtype:
+        own = self.param.dtype
+        return own if self.rounded is None or self.rounded.itemsize >= own.itemsize else self.rounded
+
+    @property
+    def merged(self) -> bool:
+        """Between `restore` and `split`, where `dormant` holds all of theta."""
+        return self._window is not None
+
     def bits(self, scratch: kernels.Scratch | None = None) -> Tensor:
-        return kernels.bits_of_mask(self.mask, self.param.dtype, scratch)
+        """The mask as `kernels` applies it: integers of the weight's size, all ones where kept, else 0."""
+        if self._window is not None:
+            return kernels.bits_of_mask(self._window, self.dormant.dtype, scratch)
+        if self.is_rounded:
+            return kernels.bits_of_mask(self.mask, self.param.dtype, scratch)
+        return kernels.bits_of_dormant(self.dormant, scratch)
 
     @property
     def theta(self) -> Tensor:
@@ -136,16 +126,41 @@ class MaskedWeight:
         self.prepared = _nothing if grad is None else weakref.ref(grad)
 
     def follow(self) -> bool:
-        """Move mask and dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
+        """Move the dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
         p = self.param
-        if p.device == self.dormant.device and p.dtype == self.dormant.dtype:
+        if p.device == self.dormant.device and self._dormant_dtype == self.dormant.dtype:
             return False
-        self.mask = self.mask.to(p.device)
-        self.dormant = self.dormant.to(device=p.device, dtype=p.dtype)
+        self.close()
+        mask, dormant = self.mask.to(p.device), self.dormant
+        self.dormant = self._all_kept()
+        if self.stored:
+            _wait(self.dormant, dormant, mask)
         return True
 
+    def _all_kept(self) -> Tensor:
+        """Dormant values of a weight without pruned entries."""
+        p, dtype = self.data, self._dormant_dtype
+        return torch.zeros_like(p, dtype=dtype) if self.stored else p.new_zeros((), dtype=dtype).expand(p.shape)
+
+    def forget(self) -> None:
+        """Outside of a step: what waits becomes 0, and so what regrows begins there; the mask stays."""
+        kernels.forget_(self.dormant)
+
+    def close(self) -> None:
+        """Leave a window that an interrupt between `restore` and `split` left open; the mask is what it was."""
+        if self._window is not None:
+            kernels.wait_(self.dormant, self.bits().bitwise_not_())
+            self._leave_window()
+
+    def _leave_window(self) -> None:
+        """`dormant` holds what is pruned by the window's mask, no longer all of theta."""
+        if self._waiting is not None and self._window is not None:
+            _wait(self._waiting, self.dormant, self._window)
+            self.dormant, self._waiting = self._waiting, None
+        self._window = None
+
     def fused(self, grad: Tensor | None = None) -> Fused | None:
-        """The compiled loops, if they cover the weight, its mask and dormant values, and `grad`, as they are now."""
+        """The compiled loops, if they cover the weight, its dormant values and `grad` as they are now."""
         loops = self.loops
         if loops is None or torch.compiler.is_compiling():  # a compiled optimizer.step fuses the tensor operations
             return None
@@ -155,29 +170,35 @@ class MaskedWeight:
             and self.layout.dim < 2
             and self.param.is_contiguous()
             and self.dormant.is_contiguous()
-            and self.mask.is_contiguous()
             and (grad is None or (type(grad) is Tensor and grad.dtype is loops.dtype and grad.is_contiguous()))
         ):
             return loops
-        tensors = (self.data, self.mask, self.dormant, *(() if grad is None else (grad,)))
+        tensors = (self.data, self.dormant, *(() if grad is None else (grad,)))
         return loops if loops.covers(self.layout, *tensors) else None
 
     def merge(self, scratch: kernels.Scratch) -> tuple[Tensor, Tensor, Tensor]:
         """(theta, zeros in the weight, mask bits) before the step; host writes at pruned positions are adopted."""
+        self.close()
         bits = self.bits(scratch)
-        self.merged = False  # after an interrupt between restore and split, `dormant` is sorted out here
-        return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
+        if not self.is_rounded:
+            return *kernels.merge_(self.data, self.dormant, bits, scratch), bits
+        mask, exact = self.mask, self.dormant.to(self.param.dtype)
+        merged = kernels.merge_(self.data, exact, bits, scratch)
+        _wait(self.dormant, exact, mask)
+        return *merged, bits
 
     def restore(self, scratch: kernels.Scratch | None = None) -> None:
         """Undo what the optimizer's step did to pruned entries; `dormant` holds theta until `split`."""
-        if self.merged:
+        if self._window is not None:
             return
         loops = self.fused()
-        if loops is None:
-            kernels.restore_(self.data, self.dormant, self.bits(scratch))
-        else:
-            loops.restore(self.layout, self.data, self.dormant, self.mask)
-        self.merged = True
+        self._window = self.mask  # first of all: an interrupt may come at any time
+        if loops is not None:
+            loops.restore(self.rows, self.param, self.dormant)
+            return
+        if self.is_rounded:
+            self._waiting, self.dormant = self.dormant, self.dormant.to(self.param.dtype)
+        kernels.restore_(self.data, self.dormant, self.bits(scratch))
 
     def gather(self) -> Tensor:
         """`merge` and `restore` outside of a step: `dormant` holds theta until `split`. Returns the zeros found."""
@@ -188,9 +209,32 @@ class MaskedWeight:
 
     def split(self, pruned: Tensor, scratch: kernels.Scratch | None = None) -> Tensor:
         """Install a new mask; `pruned` is 1.0 / 0.0, weight-shaped. Returns the number of kept -> pruned entries."""
-        newly = kernels.split_(self.dormant, self.data, pruned, self.mask, scratch)
-        self.merged = False
+        assert self._window is not None
+        newly = kernels.split_(self.dormant, self.data, pruned, self._window, scratch)
+        self._leave_window()
         return newly
+
+    def before(self, loops: Fused, grad: Tensor | None, rule: Rule, zeros: Tensor) -> None:
+        """The work before the host's step, by the compiled loops (`Fused.before`)."""
+        self.close()
+        self.threshold_grad = loops.before(self.rows, self.param, self.dormant, grad, rule, zeros)
+
+    def after(self, loops: Fused, rule: Rule, counts: Tensor, *, recurrent: bool, limit: float) -> bool:
+        """A new mask by the rule, by the compiled loops (`Fused.after`, or `Fused.refresh` where theta was looked at);
+        True where the guard kept all."""
+        options: Any = {"recurrent": recurrent, "limit": limit}
+        if self._window is None:
+            return loops.after(self.rows, self.param, self.dormant, rule, counts, **options)
+        tripped = loops.refresh(self.rows, self.param, self.dormant, self._window, rule, counts, **options)
+        self._leave_window()
+        return tripped
+
+    def variance(self) -> Tensor | None:
+        """Variance of theta (0-dim, float64) after the host's step, by the compiled loops; None where they are not."""
+        loops = self.fused()
+        if loops is None:
+            return None
+        return loops.variance(self.rows, self.param, self.dormant, gathered=self.merged)
 
     def set_mask(self, mask: Tensor) -> None:
         """Install a given bool mask outside of a step; newly kept entries take their dormant value."""
@@ -206,12 +250,17 @@ class MaskedWeight:
                 f"{list(self.param.shape)}; load a state of the same network"
             )
         theta = self.theta
-        self.mask.copy_(mask)
-        self.dormant.copy_(dormant)
-        self.data.copy_(torch.where(self.mask, theta, self.data))
-        self.merged = False
+        self.close()
+        mask = mask.to(self.dormant.device)
+        _wait(self.dormant, dormant, mask)
+        self.data.copy_(torch.where(mask, theta, self.data))
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)
+
+
+def _wait(store: Tensor, values: Tensor, mask: Tensor) -> None:
+    """`store` becomes the dormant values where `mask` (bool) is False; one that is 0 in its dtype waits as -0."""
+    kernels.wait_(store.copy_(values), kernels.bits_of_mask(mask, store.dtype).bitwise_not_())
 
 
 def _nothing() -> None:

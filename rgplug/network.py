@@ -64,15 +64,15 @@ class Network:
 
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
         """
-        seen: list[tuple[MaskedWeight, Tensor]] = []
-        scratch = kernels.Scratch()
-        for w in weights:
-            if w.is_prepared:
-                continue
-            w.set_prepared()
-            w.threshold_grad = None
+        seen = [w for w in weights if not w.is_prepared]
+        for w in seen:
             if w.follow():
                 self._follow(w)
+        zeros = self.kept.new_empty(len(seen))  # in each weight
+        scratch = kernels.Scratch()
+        for w, zero in zip(seen, zeros.unbind()):
+            w.set_prepared()
+            w.threshold_grad = None
             if not self.sparse:
                 continue
             if w.fresh:
@@ -80,11 +80,11 @@ class Network:
             grad = w.param.grad
             if grad is not None and grad.is_sparse:
                 raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            seen.append((w, self._before(w, grad, scratch)))
+            self._before(w, grad, zero, scratch)
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
-        if seen:
-            self._count_written([w for w, _ in seen], [zeros for _, zeros in seen])
+        if self.sparse and seen:
+            self._count_written(seen, zeros)
 
     @torch.no_grad()
     def start(self, w: MaskedWeight) -> None:
@@ -96,19 +96,18 @@ class Network:
         self.pruned[i] += self.kept[i] - kept
         self.kept[i] = kept
 
-    def _before(self, w: MaskedWeight, grad: Tensor | None, scratch: kernels.Scratch) -> Tensor:
-        """One weight's share of `before_step`; returns the zeros in the weight."""
+    def _before(self, w: MaskedWeight, grad: Tensor | None, zeros: Tensor, scratch: kernels.Scratch) -> None:
+        """One weight's share of `before_step`; `zeros` (0-dim) gets the zeros in the weight."""
         rule = self.method.gradient_rule(w, None if self.auxiliary else w.steps + 1)
         loops = None if rule is None else w.fused(grad)
         if loops is not None and rule is not None:
-            w.merged = False
-            w.threshold_grad, zeros = loops.before(w.layout, w.data, w.dormant, w.mask, grad, rule)
-            return zeros
-        theta, zeros, bits = w.merge(scratch)
+            w.before(loops, grad, rule, zeros)
+            return
+        theta, found, bits = w.merge(scratch)
+        zeros.copy_(found)
         if grad is not None:
             self.method.on_gradient(w, grad, theta, scratch)
             kernels.keep_(grad, bits if grad.dtype == w.param.dtype else kernels.bits_of_mask(w.mask, grad.dtype))
-        return zeros
 
     @torch.no_grad()
     def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
@@ -122,18 +121,35 @@ class Network:
         self.iteration = max(w.steps for w in self.weights)
         step.iteration, step.auxiliary = self.iteration, self.auxiliary
         if self.sparse:
+            try:
+                self._draw_anew(weights, step)
+            except BaseException:
+                for w in weights:
+                    w.restore()  # or the next step would take what this one did to pruned entries for the host's
+                raise
+        if not self.auxiliary:
+            at = self._index(weights)
+            self._add("density_steps", at, self.kept[at] / self.numel[at])
+
+    def _draw_anew(self, weights: list[MaskedWeight], step: Step) -> None:
+        """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
+        keep = self.scheduled()
+        steers = keep is not None and self.iteration % steering_interval(self.target) == 0
+        drawn = weights
+        if steers or any(self.method.needs_theta(w, self._step_of(w)) for w in weights):
             scratch = kernels.Scratch()
             for w in weights:
                 w.restore(scratch)
-            self.method.update(weights, step)
-            keep = self.scheduled()
-            if keep is None or self.iteration % steering_interval(self.target):
-                self._refresh(weights)
-            else:  # a common level for all weights, those that another optimizer steps included
-                self._shift(keep, SAMPLES_PER_STEP)
-        if not self.auxiliary:
-            at = self._index(weights)
-            self.density_steps[at] += self.kept[at] / self.numel[at]
+            drawn = self._with_tied(weights)
+        self.method.update(weights, step)
+        if keep is not None and steers:  # a common level for all weights, those that another optimizer steps included
+            self._shift(keep, SAMPLES_PER_STEP)
+        else:
+            self._refresh(drawn)
+
+    def _step_of(self, w: MaskedWeight) -> int | None:
+        """The iteration that the weight just made, as methods are told it."""
+        return None if self.auxiliary else w.steps
 
     def scheduled(self) -> float | None:
         """Density that the policy's target asks for at this iteration."""
@@ -161,42 +177,48 @@ class Network:
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
         self._bring_along()
-        rest = [w for w in self.weights if not w.merged]
-        if rest:
-            self._count_written(rest, [w.gather() for w in rest])
-            for w in rest:
+        self._join([w for w in self.weights if not w.merged])
+
+    def _join(self, weights: list[MaskedWeight]) -> None:
+        if weights:
+            self._count_written(weights, torch.stack([w.gather().to(self.kept) for w in weights]))
+            for w in weights:
                 self.method.measure(w)
 
+    def _with_tied(self, weights: list[MaskedWeight]) -> list[MaskedWeight]:
+        """`weights`, and those that did not step but are decided with them, in the network's order; all hold theta."""
+        tied = self.method.tied(weights)
+        if not tied:
+            return weights
+        self._bring_along()
+        for w in tied:
+            if w.fresh:
+                self.start(w)
+        self._join(tied)
+        here = {id(w) for w in (*weights, *tied)}
+        return [w for w in self.weights if id(w) in here]
+
     def _refresh(self, weights: list[MaskedWeight]) -> None:
-        counts, newly = [], []
+        self.method.decide(weights)
+        counts = self.kept.new_empty(len(weights), 2)  # entries pruned, and those that were kept until now
         scratch = kernels.Scratch()
-        for w in weights:
+        for w, count in zip(weights, counts.unbind()):
             before = w.mask.clone() if self.reset_moments else None
-            count, lost = self._draw(w, scratch)
-            counts.append(count)
-            newly.append(lost)
+            self._draw(w, count, scratch)
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))
-        self._count(weights, counts, newly)
+        self._count(weights, counts)
 
-    def _draw(self, w: MaskedWeight, scratch: kernels.Scratch) -> tuple[Tensor, Tensor]:
-        """A new mask for one weight, whose `dormant` holds theta; returns the entries pruned and the newly pruned."""
+    def _draw(self, w: MaskedWeight, counts: Tensor, scratch: kernels.Scratch) -> None:
+        """A new mask for one weight; `counts` [2] gets the entries pruned and the newly pruned."""
         limit = (1 - self.guard) * w.numel  # a layer that would lose as many keeps all
-        rule = self.method.rule(w, None if self.auxiliary else w.steps)
+        rule = self.method.rule(w, self._step_of(w))
         loops = None if rule is None or w.norm_dims is not None else w.fused()
         if loops is not None and rule is not None:
-            count, newly, keep = loops.refresh(
-                w.layout,
-                w.data,
-                w.dormant,
-                w.mask,
-                rule,
-                recurrent=self.recurrent,
-                limit=limit,
-            )
-            w.merged = False
-            self.method.on_guard(w, keep)
-            return count, newly
+            if w.after(loops, rule, counts, recurrent=self.recurrent, limit=limit):
+                self.method.on_guard(w, counts.new_zeros(()))
+            return
+        w.restore(scratch)
         pruned = self.method.pruned(w, scratch)
         if not self.recurrent:
             pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
@@ -206,31 +228,40 @@ class Network:
         keep = (count < limit).to(count.dtype)
         pruned.mul_(keep)
         self.method.on_guard(w, keep)
-        return count * keep, w.split(pruned, scratch)
+        counts[0].copy_(count * keep)
+        counts[1].copy_(w.split(pruned, scratch))
 
     def _load_loops(self) -> None:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
         for w in self.weights:
-            w.loops = None if self.kernels == "eager" or w.param.device.type != "cpu" else fused.load(w.param.dtype)
+            # they count into the network's counters
+            device = next((x.device.type for x in (w.param, self.kept) if x.device.type != "cpu"), "cpu")
+            uncovered = device if device != "cpu" else f"dormant: {str(w.rounded)[6:]}" if w.is_rounded else ""
+            w.loops = fused.load(w.param.dtype) if not uncovered and self.kernels != "eager" else None
             if self.kernels == "fused" and w.loops is None:
-                device = w.param.device.type
-                reason = fused.why_not(w.param.dtype) if device == "cpu" else f"there are none for {device}"
+                reason = f"there are none for {uncovered}" if uncovered else fused.why_not(w.param.dtype)
                 raise RgplugError(
                     f"policy.kernels is fused, but {self.label}.{w.name} can have no fused loops: {reason}; set "
                     "kernels: auto to use tensor operations instead"
                 )
 
-    def _count(self, weights: list[MaskedWeight], counts: list[Tensor], newly: list[Tensor]) -> None:
-        device = self.kept.device
-        at = self._index(weights)
-        kept = self.numel[at] - torch.stack([c.to(device, torch.float64) for c in counts])
-        lost = torch.stack([n.to(device, torch.float64) for n in newly])
-        self.regrown[at] += kept - self.kept[at] + lost
-        self.pruned[at] += lost
-        self.kept[at] = kept
+    def _count(self, weights: list[MaskedWeight], counts: Tensor) -> None:
+        at, lost = self._index(weights), counts[:, 1]
+        change = self.numel[at].sub(counts[:, 0]).sub_(self.kept[at])
+        self._add("kept", at, change)
+        self._add("regrown", at, change.add_(lost))
+        self._add("pruned", at, lost)
 
     def _index(self, weights: list[MaskedWeight]) -> Any:
-        return slice(None) if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+        """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
+        return ... if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+
+    def _add(self, counter: str, at: Any, value: Tensor) -> None:
+        held: Tensor = getattr(self, counter)
+        if at is ...:
+            held.add_(value)
+        else:
+            held[at] += value
 
     def _reset_moments(self, w: MaskedWeight, changed: Tensor) -> None:
         """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0."""
@@ -243,11 +274,10 @@ class Network:
             if isinstance(moment, Tensor) and moment.shape == changed.shape:
                 kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
 
-    def _count_written(self, weights: list[MaskedWeight], zeros: list[Tensor]) -> None:
-        """More non-zeros than kept entries: the host wrote at pruned positions."""
+    def _count_written(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
+        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
         at = self._index(weights)
-        found = torch.stack([z.to(self.kept.device, torch.float64) for z in zeros])
-        self.written[at] += (self.numel[at] - found - self.kept[at]).clamp_min_(0)
+        self._add("written", at, self.numel[at].sub(zeros).sub_(self.kept[at]).clamp_min_(0))
 
     def _bring_along(self) -> None:
         """Follow the host's Parameters to another device or dtype."""
@@ -257,10 +287,9 @@ class Network:
 
     def _follow(self, w: MaskedWeight) -> None:
         self.method.follow(w)
-        self._load_loops()
-        device = w.param.device
         for counter in ("numel", *_COUNTERS):
-            setattr(self, counter, getattr(self, counter).to(device))
+            setattr(self, counter, getattr(self, counter).to(w.param.device))
+        self._load_loops()
 
     # ---- the regularizer ---------------------------------------------------------------------------------------------
 

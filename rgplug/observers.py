@@ -82,7 +82,8 @@ class Snapshots(Observer):
 
     def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:
         if rank() == 0:
-            snapshot.save(self._folder / f"{name}.safetensors", pair, moments)
+            units = {label: net.method.units for label, net in self._networks.items()}
+            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, units)
 
 
 def copies(modules: Mapping[str, nn.Module]) -> dict[str, snapshot.Tensors]:

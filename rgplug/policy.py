@@ -19,6 +19,7 @@ from rgplug.presets import PRESETS
 from rgplug.validation import check
 
 Units = Literal["absolute", "layer_std", "spectral"]
+Granularity = Literal["weight", "kernel", "filter", "2:4"]
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class Policy:
     sparsity_weight: float | Mapping[str, float] = 5.0e-12  # lambda of the regularizer (RG-GAN, Eq. 3)
     regularization: Literal["hook", "loss"] = "hook"
     networks: Mapping[str, NetworkPolicy | None] = field(default_factory=dict)  # null: left dense on purpose
+    granularity: Granularity | Mapping[str, Granularity] = "weight"  # what is kept or pruned as a whole
     threshold: ThresholdPolicy = field(default_factory=ThresholdPolicy)
     masks: MaskPolicy = field(default_factory=MaskPolicy)
     exploration: ExplorationPolicy | None = None
@@ -184,6 +186,7 @@ class Policy:
         None  # real images per D step (and fakes per G step), for #RI and FLOPs
     )
     kernels: Literal["auto", "fused", "eager"] = "auto"  # fused: compiled loops over CPU memory, an error without them
+    dormant: Literal["own", "float16", "bfloat16"] = "own"  # dtype that pruned values wait in; own: exact
     finish: Literal["sparse", "dense", "as-is"] = "as-is"
     run_dir: str | None = None
     start: StartPolicy | None = None
@@ -198,16 +201,19 @@ class Policy:
         """
         if isinstance(source, Policy):
             source = source.to_dict()
-        policy: Policy = schema.build(Policy, schema.resolve(source, PRESETS), "policy")
+        policy: Policy = schema.build(Policy, _two_of_four(schema.resolve(source, PRESETS)), "policy")
         check(policy)
         return policy
 
     def changed(self, changes: Mapping[str, Any] | str | Path) -> Policy:
         """A policy with some keys replaced: {"masks.density": 0.2}, or a YAML file of such keys. Raises RgplugError."""
-        keys = schema.resolve(changes, {})
+        keys = _two_of_four(schema.resolve(changes, {}))
         policy: Policy = schema.build(Policy, schema.merge(self.to_dict(), keys), "policy")
         check(policy)
         return policy
+
+    def granularity_of(self, network: str) -> Granularity:
+        return self.of(self.granularity, network) or "weight"
 
     @staticmethod
     def per_network(value: Any) -> dict[str, Any]:
@@ -224,6 +230,19 @@ class Policy:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _two_of_four(keys: dict[str, Any]) -> dict[str, Any]:
+    """YAML 1.1 reads an unquoted 2:4 as a number of base 60, which is 124."""
+
+    def text(value: Any) -> Any:
+        return "2:4" if isinstance(value, int) and value == 124 else value
+
+    found = keys.get("granularity")
+    if found is None:
+        return keys
+    own = {k: text(v) for k, v in found.items()} if isinstance(found, Mapping) else text(found)
+    return {**keys, "granularity": own}
 
 
 ENVIRONMENT = "RGPLUG_POLICY"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rgplug.errors import RgplugError
-from rgplug.masking import FilterLayout
+from rgplug.layout import FilterLayout
 from rgplug.policy import NetworkPolicy
 
 _NAMES = ("weight", "weight_orig", "weight_bar", "weight_v")
@@ -35,6 +35,16 @@ class Candidate:
     reason: str
     layout: FilterLayout | None = None
     norm_dims: tuple[int, ...] | None = None  # dims that weight norm sums over; None: no weight norm
+
+    @property
+    def inputs(self) -> int | None:
+        """Dim of the input channels; None for vectors, and beside an output dim that the policy has named."""
+        assert self.layout is not None
+        shape, dim = self.layout.shape, self.layout.dim
+        if len(shape) < 2 or dim > 1:
+            return None
+        modulated = len(shape) == 5 and shape[0] == 1 and not isinstance(self.module, nn.ConvTranspose3d)
+        return (2 if modulated else 0) if dim == 1 else 1
 
 
 def unwrap(network: nn.Module) -> nn.Module:

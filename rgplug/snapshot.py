@@ -1,7 +1,8 @@
 """Snapshots of a pair of networks, and files of masks: what one run leaves for the runs that build on it.
 
 Both are safetensors with a checksum (see rgplug.state); reading one can run no code. A snapshot holds every parameter
-and buffer of G and D (a pruned weight as 0), and where asked for the moments of their optimizers.
+and buffer of G and D (a pruned weight as 0), where asked for the moments of their optimizers, and what the run's
+policy has pruned as a whole (granularity), which the next masks are made of.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rgplug import state
 from rgplug.errors import RgplugError
 from rgplug.select import misfit, named_parameters, named_tensors
+from rgplug.units import Units
 
 Tensors = dict[str, Tensor]
 Masks = dict[str, dict[str, Tensor]]
@@ -32,9 +34,22 @@ def moments_of(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) 
     }
 
 
-def save(path: Path, networks: Mapping[str, Tensors], optimizers: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: Path,
+    networks: Mapping[str, Tensors],
+    optimizers: Mapping[str, Any] | None = None,
+    units: Mapping[str, Units] | None = None,
+) -> None:
     """Write a snapshot, whole or not at all."""
-    state.save(path, {"networks": {}, "kind": "pair", "pair": dict(networks), "optimizers": dict(optimizers or {})})
+    held = {
+        "networks": {},
+        "kind": "pair",
+        "pair": dict(networks),
+        "optimizers": dict(optimizers or {}),
+        # single weights need no description
+        "units": {k: u.to_dict() for k, u in (units or {}).items() if u.granularity != "weight"},
+    }
+    state.save(path, held)
 
 
 def save_masks(path: Path, masks: Masks) -> None:
@@ -57,6 +72,8 @@ def read(path: str | Path, kind: str = "pair") -> dict[str, Any]:
     held = state.load(path)
     if held.get("kind") != kind:
         raise RgplugError(f"{path} is no {'snapshot' if kind == 'pair' else 'file of masks'}; it holds something else")
+    if kind == "pair":
+        held["units"] = {label: Units.from_dict(u) for label, u in held.get("units", {}).items()}
     if kind == "masks":
         held["masks"] = {
             label: {name: state.unpack_mask(m["bits"], m["shape"]) for name, m in net.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rgplug.errors import RgplugError
@@ -21,6 +22,7 @@ def check(policy: Policy) -> None:
     _check_networks(policy)
     _check_augmented(policy)
     _check_methods(policy)
+    _check_granularity(policy)
     _check_files(policy)
 
 
@@ -28,6 +30,7 @@ def _check_networks(policy: Policy) -> None:
     p, augmented = policy, policy.regeneration.augmented
     named: dict[str, Any] = {
         "networks": p.networks,
+        "granularity": p.granularity,
         "sparsity_weight": p.sparsity_weight,
         "threshold.units": p.threshold.units,
         "threshold.networks": p.threshold.networks,
@@ -91,6 +94,39 @@ def _check_methods(policy: Policy) -> None:
         )
     if policy.target is not None and policy.target.G is None and policy.target.D is None:
         raise RgplugError("policy.target names no density; give G, D or both, e.g. target: {G: 0.5, by: 20000}")
+
+
+def _check_granularity(policy: Policy) -> None:
+    p = policy
+    for network in ("G", "D"):
+        granularity = p.granularity_of(network)
+        learned = p.method == "rg-gan" and network in p.threshold.networks
+        if p.networks.get(network, True) is None:
+            continue
+        if granularity == "2:4":
+            for key, value, remedy in _densities_asked(p, network, learned):
+                raise RgplugError(
+                    f"policy.{key} is {value:g}, and granularity 2:4 keeps exactly one half of {network}; {remedy}, or "
+                    f"set granularity: {{{network}: weight}}"
+                )
+        if granularity == "filter" and learned and p.threshold.weight_gradient == "full":
+            raise RgplugError(
+                f"policy.threshold.weight_gradient: full is not there for whole filters (granularity of {network}); "
+                "set it to masked, or granularity to kernel or weight"
+            )
+
+
+def _densities_asked(p: Policy, network: str, learned: bool) -> Iterator[tuple[str, float, str]]:
+    """(key, value, what to do) of the keys that ask for another density of a network than one half."""
+    density, target = p.of(p.masks.density, network), getattr(p.target, network, None)
+    if p.method == "sparse" and p.masks.file is None and density not in (None, 0.5):
+        yield f"masks.density.{network}", density, "set it to 0.5"
+    if p.method == "re-gan" and network in p.cycle.networks and p.cycle.sparsity != 0.5:
+        yield "cycle.sparsity", p.cycle.sparsity, "set it to 0.5"
+    if learned and target is not None:
+        yield f"target.{network}", target, "leave it out"
+    if p.balance is not None and network == "D":
+        yield "balance.delta", p.balance.delta, "leave balance out"
 
 
 def _check_files(policy: Policy) -> None:

@@ -48,6 +48,7 @@ def test_training_a_compiled_network_does_not_recompile_at_each_step() -> None:
         compiles += 1
         return graph.forward
 
+    torch.manual_seed(0)  # of 36 weights one has to lie below the threshold
     G = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     rg = rgplug.attach(G, policy=RAMP)
     compiled = torch.compile(G, backend=backend)

@@ -105,3 +105,16 @@ def test_bits_of_mask_are_all_ones_or_all_zeros() -> None:
     for dtype, integer in ((torch.float16, torch.int16), (torch.float32, torch.int32), (torch.float64, torch.int64)):
         assert bits(MASK, dtype).dtype == integer
         assert bits(MASK, dtype).tolist() == [[-1, 0, -1], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_mask_lies_in_the_dormant_values(dtype: torch.dtype) -> None:
+    theta = torch.tensor([[1.5, 0.0, -2.0], [-0.0, 8.0, NAN]], dtype=dtype)
+    dormant = kernels.wait_(theta, bits(~MASK, dtype))
+    assert torch.equal(kernels.mask_of(dormant), MASK)
+    assert torch.equal(kernels.bits_of_dormant(dormant), bits(MASK, dtype))
+    assert dormant.tolist() == [[0.0, 0.0, 0.0], [0.0, 8.0, 0.0]]
+    assert torch.equal(torch.signbit(dormant), torch.tensor([[False, True, False], [True, False, False]]))
+    kernels.forget_(dormant)
+    assert torch.equal(kernels.mask_of(dormant), MASK)
+    assert not dormant.any()

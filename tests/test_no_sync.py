@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from common import Host
+from structured import LEAVE_OUT, Run, pair
 from torch import Tensor
 
 import rgplug
@@ -45,6 +46,29 @@ def allowed() -> Iterator[None]:
 ORIGINAL = {n: getattr(Tensor, n) for n in ("item", "__float__", "__int__", "__bool__", "tolist")}
 
 
+def never_waiting(rg: rgplug.Controller) -> None:
+    """From now on the work around a step raises where it would wait."""
+    for net in rg.networks.values():
+        for name in ("before_step", "after_step"):
+            original = getattr(net, name)
+
+            def guarded(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+                with forbidden():
+                    return original(*args, **kwargs)
+
+            setattr(net, name, guarded)
+        optimizers = {id(f.optimizer): f.optimizer for f in net.method.optimizer._flats.values()}
+        assert optimizers or net.method.units.granularity == "2:4"
+        for optimizer in optimizers.values():
+            step = optimizer.step
+
+            def unguarded(step: Any = step) -> None:
+                with allowed():
+                    step()
+
+            optimizer.step = unguarded
+
+
 @pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
 @pytest.mark.parametrize(
     "options",
@@ -62,24 +86,27 @@ def test_a_step_never_waits_for_the_device(units: str, options: dict[str, Any], 
     policy = {"sparsity_weight": 1e-2, "threshold": {"units": units, "weight_gradient": "full", "min": 0.0}, **options}
     rg = rgplug.attach(host.G, host.D, policy)
     host.run(2)
-    for net in rg.networks.values():
-        for name in ("before_step", "after_step"):
-            original = getattr(net, name)
-
-            def guarded(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-                with forbidden():
-                    return original(*args, **kwargs)
-
-            setattr(net, name, guarded)
-        optimizers = {id(f.optimizer): f.optimizer for f in net.method.optimizer._flats.values()}
-        assert optimizers
-        for optimizer in optimizers.values():
-            step = optimizer.step
-
-            def unguarded(step: Any = step) -> None:
-                with allowed():
-                    step()
-
-            optimizer.step = unguarded
+    never_waiting(rg)
     host.run(2)
+    assert rg.networks["G"].iteration == 4
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "filter", "2:4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"regeneration": {"recurrent": False}},
+        {"target": {"G": 0.5, "D": 0.5, "by": 20}},
+    ],
+)
+def test_nor_with_larger_units(granularity: str, options: dict[str, Any]) -> None:
+    if granularity == "2:4" and "target" in options:
+        pytest.skip("another density than one half")
+    run = Run(*pair(), split=True)
+    policy = {"sparsity_weight": 1e-2, "granularity": granularity, **options}
+    rg = rgplug.attach(run.nets["G"], run.nets["D"], policy | (LEAVE_OUT if granularity == "2:4" else {}))
+    run.run(2)
+    never_waiting(rg)
+    run.run(2)
     assert rg.networks["G"].iteration == 4

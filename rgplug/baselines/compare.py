@@ -69,7 +69,13 @@ def run(
     common = schema.resolve(policy or {}, PRESETS)
     chosen = _with_needed(_baselines(methods))
     for baseline in chosen:
-        policy_of(common, scale.policy(baseline))
+        keys = scale.policy(baseline)
+        if baseline.procedure in ("tickets", "random-init", "random-mask"):  # masks come from rounds
+            keys["masks"] = {"file": "masks.safetensors"}
+        asked = policy_of(common, keys)
+        if baseline.procedure == "tickets":
+            for network in baseline.networks:
+                check_rounds(rounds, ratio, asked.granularity_of(network))
     if early is None and scale.length is not None:
         early = max(round(0.05 * scale.length), 1)
     numbers = range(seeds) if isinstance(seeds, int) else list(seeds)

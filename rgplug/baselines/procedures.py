@@ -108,7 +108,8 @@ class Task:
         ticket = self._result_of("tickets")
         mine = self.folder / MASKS
         if not mine.is_file():
-            save_masks(mine, random_masks(self._last_masks(), self.seed))
+            last = self._last_masks()
+            save_masks(mine, random_masks(last, self.seed, last.with_name(TRAINED)))
         start = {"weights": str(self.folder_of("dense") / INITIAL)}
         return _result(self.training(self.folder, masks={"file": str(mine)}, start=start).run(), [ticket])
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from rgplug.baselines.methods import TICKET, Rewind
 from rgplug.baselines.results import write_whole
 from rgplug.errors import RgplugError
 from rgplug.history import history_of
 from rgplug.methods.magnitude import prune_remaining
-from rgplug.policy import ENVIRONMENT
+from rgplug.methods.two_of_four import two_of_four
+from rgplug.policy import ENVIRONMENT, Granularity
 from rgplug.snapshot import Masks, read, save_masks
+from rgplug.units import Units, of_entries, spared
 
 DONE = "done.json"
 
@@ -32,11 +35,13 @@ def next_masks(
 ) -> Masks:
     """Masks of the next round: globally over each network, the smallest magnitudes of what remains go.
 
-    Magnitudes are those of the Parameter itself (under spectral norm: before the division, as published). Raises
+    Magnitudes are those of the Parameter itself (under spectral norm: before the division, as published). Where the
+    round was run under a granularity, `trained` says what is pruned as a whole, and means over that are ranked. Raises
     RgplugError for files that do not fit.
     """
     check_rounds(1, ratio)
-    pair = read(trained)["pair"]
+    held = read(trained)
+    pair = held["pair"]
     before: Masks = {} if masks is None else read(masks, "masks")["masks"]
     after: Masks = {}
     for network in networks:
@@ -45,24 +50,52 @@ def next_masks(
             raise RgplugError(
                 f"{trained} holds no managed weights of {network}; attach it, or leave it out of networks"
             )
-        thetas = [pair[network][name] for name in names]
-        kept = [before.get(network, {}).get(n, torch.ones(t.shape, dtype=torch.bool)) for n, t in zip(names, thetas)]
-        after[network] = dict(zip(names, prune_remaining(thetas, kept, ratio)))
+        units = held["units"].get(network) or of_entries({name: pair[network][name].shape for name in names})
+        after[network] = _pruned(pair[network], before.get(network, {}), units, ratio)
     return after
 
 
-def random_masks(masks: Path, seed: int) -> Masks:
-    """Control: random masks with as many entries in each layer as the given ones."""
+def _pruned(thetas: Mapping[str, Tensor], masks: Mapping[str, Tensor], units: Units, ratio: float) -> dict[str, Tensor]:
+    """One network's masks of the next round."""
+    sizes = [b.scores({name: thetas[name].abs() for name in b.names}) for b in units.blocks]
+    if units.granularity == "2:4":
+        check_rounds(1, ratio, units.granularity)
+        if masks:
+            raise RgplugError("granularity 2:4 has one round: what is left cannot be halved again; set rounds to 1")
+        kept = [two_of_four(size) for size in sizes]
+    else:
+        ones = {name: torch.ones(part.layout.shape, dtype=torch.bool) for name, part in units.parts.items()}
+        old = [b.kept({name: masks.get(name, ones[name]) for name in b.names}) for b in units.blocks]
+        entries = [b.sizes(torch.device("cpu")) for b in units.blocks] if units.coarse else None
+        kept = prune_remaining(sizes, old, ratio, entries)
+    found: dict[str, Tensor] = {}
+    for block, chosen, size in zip(units.blocks, kept, sizes):
+        found |= block.masks(spared(block, chosen, size))
+    return found
+
+
+def random_masks(masks: Path, seed: int, trained: Path | None = None) -> Masks:
+    """Control: random masks with as many entries in each layer as the given ones.
+
+    trained: a snapshot of the run under these masks; where it has a granularity, as many units in each layer, and
+    layers that are tied are drawn together.
+    """
     generator = torch.Generator().manual_seed(seed)
+    described = {} if trained is None else read(trained)["units"]
     held: Masks = read(masks, "masks")["masks"]
     drawn: Masks = {}
     for network, layers in held.items():
         drawn[network] = {}
-        for name, mask in layers.items():
-            order = torch.randperm(mask.numel(), generator=generator)
-            new = torch.zeros(mask.numel(), dtype=torch.bool)
-            new[order[: int(mask.sum())]] = True
-            drawn[network][name] = new.view(mask.shape)
+        units = described.get(network) or of_entries({name: mask.shape for name, mask in layers.items()})
+        for block in units.blocks:
+            kept = block.kept({name: layers[name] for name in block.names})
+            if units.granularity == "2:4":
+                new = two_of_four(torch.rand(kept.shape, generator=generator))
+            else:
+                order = torch.randperm(kept.numel(), generator=generator)
+                new = torch.zeros(kept.numel(), dtype=torch.bool)
+                new[order[: int(kept.sum())]] = True
+            drawn[network] |= block.masks(new.view(kept.shape))
     return drawn
 
 
@@ -101,8 +134,13 @@ def drive_tickets(
     return rows
 
 
-def check_rounds(rounds: int, ratio: float) -> None:
+def check_rounds(rounds: int, ratio: float, granularity: Granularity = "weight") -> None:
     """Raise RgplugError unless there is a round, and something to prune and to keep in it."""
+    if granularity == "2:4" and (rounds != 1 or ratio != 0.5):
+        raise RgplugError(
+            f"granularity 2:4 prunes one half, once; tickets were asked for rounds {rounds} of ratio {ratio:g}: give "
+            "rounds 1 and ratio 0.5, or another granularity"
+        )
     if rounds < 1:
         raise RgplugError(f"rounds is {rounds}; tickets need at least one after the dense round")
     if not 0 < ratio < 1:

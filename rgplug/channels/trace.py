@@ -16,7 +16,7 @@ from rgplug.channels.contractions import Read
 from rgplug.channels.labels import Axis, Labels
 from rgplug.channels.mode import LabelMode
 from rgplug.errors import RgplugError
-from rgplug.masking import FilterLayout
+from rgplug.layout import FilterLayout
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
 from rgplug.select import unwrap, walk
 

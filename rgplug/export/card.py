@@ -109,9 +109,7 @@ def _in_torch(module: nn.Module, compacted: Compact | None, work: _Work, notes: 
         return found
     notes.append(f"compact: {result.report.splitlines()[0]}.")
     if set(result.network.state_dict()) != set(module.state_dict()):
-        notes.append(
-            "compact has its spectral or weight norm folded into the weights, a part of its speed that is no pruning."
-        )
+        notes.append("compact has its norms of weights folded: a part of its measured speed is that, and no pruning.")
     return [*found, work.candidate("compact", result.network, "compact file", small.stat().st_size)]
 
 

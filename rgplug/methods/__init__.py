@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
+from rgplug.units import Units
 
 
 @dataclass
@@ -49,6 +50,9 @@ class Method:
     recurrent = True  # False: what is pruned stays pruned
     guard = 0.0  # a layer that would keep at most this share keeps all
 
+    def __init__(self, units: Units):
+        self.units = units  # what is kept or pruned as a whole, over all weights of the network
+
     def attach(self, weight: MaskedWeight) -> None:
         """Give a weight what the method keeps per weight (thresholds)."""
 
@@ -72,11 +76,23 @@ class Method:
         """What `pruned` does, if a Rule says it all; None: it has to be called. step: the iteration just made."""
         return FIXED
 
+    def tied(self, weights: list[MaskedWeight]) -> list[MaskedWeight]:
+        """Weights beside these whose masks change with theirs: filters of several layers can make one channel."""
+        return self.units.tied(weights)
+
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         """Look at A = dL/d(theta * M) before it is masked; may scale it in place."""
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
-        """After the host's step, before masks are drawn: every weight's `dormant` holds theta."""
+        """After the host's step, before masks are drawn: `dormant` of these weights, and of `tied`, holds theta, where
+        the method needs it."""
+
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        """Whether `update` looks at theta; if no weight's is needed, masks are drawn in one pass over each weight.
+
+        step: the iteration just made, as in `rule`.
+        """
+        return True
 
     def lr_factor(self, step: int) -> float:
         """What the host's learning rate is multiplied with for iteration `step` of the network."""
@@ -84,6 +100,9 @@ class Method:
 
     def measure(self, weight: MaskedWeight) -> None:
         """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""
+
+    def decide(self, weights: list[MaskedWeight]) -> None:
+        """Masks of these weights are about to be drawn, all of a block together: what has to be known of all before."""
 
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         """The entries to prune, from theta (held in `weight.dormant`); here: those that are."""

@@ -62,3 +62,13 @@ def exact_counts(shapes: Sequence[Shape], densities: Sequence[float], names: Seq
                 "small layers, or share it out uniformly (masks: {distribution: uniform})"
             )
     return counts
+
+
+def block_density(densities: Sequence[float], sizes: Sequence[int]) -> float:
+    """Density of layers that are decided together: the mean of theirs, weighted by their sizes in entries."""
+    return densities[0] if len(densities) == 1 else sum(d * n for d, n in zip(densities, sizes)) / sum(sizes)
+
+
+def unit_count(units: int, density: float) -> int:
+    """Units larger than an entry that a layer (or block of layers) of so many keeps: rounded, and at least one."""
+    return max(round(density * units), 1)

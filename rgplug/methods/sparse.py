@@ -2,13 +2,15 @@
 (SET, RigL, STU-GAN, ADAPT).
 
 A pruned weight is gone: what grows starts at 0. Masks change only at exploration steps and by exchange, so a layer
-keeps as many weights at the last step as at the first; the exception is a D whose density is adjusted (ADAPT).
+keeps as many units (weights, kernels, filters) at the last step as at the first; the exception is a D whose density is
+adjusted (ADAPT).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +21,12 @@ from rgplug import kernels
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
-from rgplug.methods.allocation import exact_counts, layer_densities
 from rgplug.methods.balance import BalanceRatio, adjusted_density
-from rgplug.methods.magnitude import add_largest, drop_smallest, keep_largest
+from rgplug.methods.initial_masks import initial_masks
+from rgplug.methods.magnitude import add_largest, drop_smallest
+from rgplug.methods.two_of_four import exchange
 from rgplug.policy import BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
-from rgplug.snapshot import load_masks
+from rgplug.units import Block, Fours, Units, spared
 
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
 
@@ -41,8 +44,8 @@ def drop_fraction(policy: ExplorationPolicy, step: int) -> float:
 def explore(theta: Tensor, mask: Tensor, score: Tensor, drop: int) -> Tensor:
     """New mask: of the active weights the `drop` smallest by magnitude go, and as many inactive ones come, by score.
 
-    theta, mask (bool), score: of one shape. What was just dropped may come back, and then keeps its value. RigL,
-    Algorithm 1; STU-GAN, Algorithm 1.
+    theta, mask (bool), score: of one shape, of weights or of units. What was just dropped may come back, and then keeps
+    its value. RigL, Algorithm 1; STU-GAN, Algorithm 1.
     """
     active = mask.reshape(-1)
     kept = active.clone()
@@ -56,7 +59,8 @@ class Sparse(Method):
     """Masks of a given density, drawn at random, by magnitude, or read from a file. With `exploration` for the network
     they are exchanged every so many of its steps; with `balance`, D's are adjusted."""
 
-    def __init__(self, policy: Policy, network: str, ratio: BalanceRatio | None = None):
+    def __init__(self, policy: Policy, network: str, units: Units, ratio: BalanceRatio | None = None):
+        super().__init__(units)
         self.network = network
         self.masks: MaskPolicy = policy.masks
         explores = policy.exploration is not None and network in policy.exploration.networks
@@ -68,9 +72,10 @@ class Sparse(Method):
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
         self._weights: list[MaskedWeight] = []
-        self._active: dict[str, int] = {}
+        self._active: dict[str, int] = {}  # units that the block of a weight keeps
         self._scores: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
+        self._first: dict[str, Tensor] = {}  # masks by magnitude of weights that have not started
         self._new: dict[str, Tensor] = {}
         self._random: dict[str, torch.Generator] = {}
 
@@ -80,41 +85,34 @@ class Sparse(Method):
         for w in weights:
             digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{w.name}".encode()).digest()
             self._random[w.name] = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-        by_magnitude = self.masks.file is None and self.masks.criterion == "magnitude"
-        for w, mask in zip(weights, self._masks()):
-            w.set_mask(mask.to(w.param.device))
-            self._active[w.name] = int(mask.sum())
-            if not by_magnitude:
-                w.dormant.zero_()
+        masks = self._masks()
+        for w in weights:
+            w.set_mask(masks[w.name].to(w.param.device))
+            if not self._by_magnitude:
+                w.forget()
+        self._count(self.units.blocks, masks)
 
     def start(self, weight: MaskedWeight) -> None:
         """By magnitude: masks of the weights that the host has loaded by now, the same ones if it loaded none."""
-        if self.masks.file is None and self.masks.criterion == "magnitude":
-            if weight.name not in self._new:
-                self._new = {w.name: m for w, m in zip(self._weights, self._masks())}
-            mask = self._new.pop(weight.name)
-            weight.set_mask(mask)
-            weight.dormant.zero_()
-            self._active[weight.name] = int(mask.sum())
+        if self._by_magnitude:
+            if weight.name not in self._first:
+                self._first = self._masks()
+                self._count(self.units.blocks, self._first)
+            weight.set_mask(self._first.pop(weight.name))
+            weight.forget()
 
-    def _masks(self) -> list[Tensor]:
-        """The masks to begin with, one per weight."""
-        weights, p = self._weights, self.masks
-        shapes = [tuple(w.param.shape) for w in weights]
-        names = [f"{self.network}.{w.name}" for w in weights]
-        if p.file is not None:
-            return load_masks(p.file, self.network, dict(zip((w.name for w in weights), shapes)))
-        if p.criterion == "magnitude":
-            scores = [w.theta.abs() for w in weights]
-        else:
-            scores = [torch.rand(s, generator=self._random[w.name]) for w, s in zip(weights, shapes)]
-        if p.distribution != "global":
-            densities = layer_densities(shapes, self.density, p.distribution)
-            if p.criterion == "random" and p.sampling == "bernoulli":
-                return [score < d for score, d in zip(scores, densities)]
-            counts = exact_counts(shapes, densities, names)
-            return [keep_largest([score], n)[0] for score, n in zip(scores, counts)]
-        return keep_largest(scores, round(self.density * sum(w.numel for w in weights)))
+    @property
+    def _by_magnitude(self) -> bool:
+        return self.masks.file is None and self.masks.criterion == "magnitude"
+
+    def _masks(self) -> dict[str, Tensor]:
+        """The masks to begin with, by weight."""
+        return initial_masks(self.masks, self.network, self.density, self._weights, self.units, self._random)
+
+    def _count(self, blocks: Sequence[Block], masks: Mapping[str, Tensor]) -> None:
+        for block in blocks:
+            kept = block.kept({name: masks[name] for name in block.names})
+            self._active |= dict.fromkeys(block.names, int(kept.sum()))
 
     def follow(self, weight: MaskedWeight) -> None:
         if weight.name in self._momentum:
@@ -127,12 +125,15 @@ class Sparse(Method):
         return FIXED
 
     def rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
-        return None if self._explores(step) or self._adjusts(step) else FIXED
+        return None if weight.name in self._new else FIXED
+
+    def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
+        return self._explores(step) or self._adjusts(step)
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
         p, coming = self.exploration, weight.steps + 1
         by_gradient = p is not None and p.grow == "gradient" and self._explores(coming)
-        if by_gradient or self._adjusts(coming):
+        if (by_gradient or self._adjusts(coming)) and self.units.is_ahead(weight, coming):
             self._scores[weight.name] = grad.abs()
         if p is None or p.grow != "momentum":
             return
@@ -142,61 +143,92 @@ class Sparse(Method):
         momentum.mul_(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
-        if step.auxiliary:
+        if step.auxiliary or not any(self._explores(w.steps) or self._adjusts(w.steps) for w in weights):
             return
-        for w in weights:
-            if self._explores(w.steps):
-                kernels.keep_(w.dormant, w.bits())  # inactive weights are 0, whatever was there
-                self._explore(w)
-        if weights and self._adjusts(weights[0].steps):
-            self._adjust(weights)
+        arrived = list(self.units.arrived(weights))
+        for block, iteration in arrived:
+            if self._explores(iteration):
+                self._forget(block)
+                self._explore(block, iteration)
+        adjusting = [block for block, iteration in arrived if self._adjusts(iteration)]
+        if adjusting:
+            self._adjust(adjusting)
+        self._scores.clear()
 
-    def _adjust(self, weights: list[MaskedWeight]) -> None:
+    def _forget(self, block: Block) -> None:
+        """Inactive weights are 0, whatever was there."""
+        for w in self.units.weights_of(block):
+            kernels.keep_(w.dormant, w.bits())
+
+    def _adjust(self, blocks: list[Block]) -> None:
         """D's density one step up or down, by the balance ratio; ranked over its layers (ADAPT, Algorithm 1)."""
         p = self.balance
         assert p is not None
         assert self.ratio is not None
-        scores = {w.name: self._scores.pop(w.name, None) for w in weights}
-        found = [w for w in weights if scores[w.name] is not None]  # layers without a gradient at this step rest
+        found = [b for b in blocks if any(n in self._scores for n in b.names)]  # the others had no gradient: they rest
         ratio = self.ratio.mean()
         if ratio is None or not found:
             return
-        for w in found:
-            kernels.keep_(w.dormant, w.bits())
-        grads = [score for w in found if (score := scores[w.name]) is not None]
-        thetas, masks = [w.dormant for w in found], [w.mask for w in found]
-        size, active = sum(w.numel for w in weights), sum(self._active[w.name] for w in weights)
-        wanted = adjusted_density(self.density, ratio, p)
-        self.density, change = wanted, round(wanted * size) - active
-        change = min(change, sum(w.numel - self._active[w.name] for w in found))  # what those layers can give
+        for block in found:
+            self._forget(block)
+        grads = [s for b in found if (s := self._score(b, self._scores)) is not None]
+        thetas, masks = [self._sizes(b) for b in found], [self._kept(b) for b in found]
+        sizes = [b.sizes(t.device) for b, t in zip(found, thetas)] if self.units.coarse else None
+        wanted, before = adjusted_density(self.density, ratio, p), self.density
+        self.density = wanted
+        if self.units.coarse and wanted == before:
+            change = 0  # what whole units fall short of the density is no reason for another step
+        else:
+            change = round(wanted * sum(b.numel for b in blocks)) - self._entries(blocks)
+            change = min(change, sum(b.numel for b in found) - self._entries(found))  # what those layers can give
         if change > 0:
-            new = add_largest(grads, masks, change)
+            new = add_largest(grads, masks, change, sizes)
         elif change < 0:
-            new = drop_smallest(thetas, masks, -change)
+            new = drop_smallest(thetas, masks, -change, sizes)
         elif ratio >= p.upper and p.exchange:
-            drops = [math.ceil(p.fraction * self._active[w.name]) for w in found]
+            drops = [math.ceil(p.fraction * self._active[b.names[0]]) for b in found]
             new = [explore(t, m, s, n) for t, m, s, n in zip(thetas, masks, grads, drops)]
         else:
             return
-        for w, mask in zip(found, new):
-            self._new[w.name] = mask
-            self._active[w.name] = int(mask.sum())
+        for block, kept, theta in zip(found, new, thetas):
+            kept = spared(block, kept, theta)
+            self._new |= block.masks(kept)
+            self._active |= dict.fromkeys(block.names, int(kept.sum()))
 
-    def _explore(self, w: MaskedWeight) -> None:
+    def _entries(self, blocks: Sequence[Block]) -> int:
+        """Active weights."""
+        if not self.units.coarse:
+            return sum(self._active[b.names[0]] for b in blocks)
+        return sum(int(torch.count_nonzero(w.mask)) for b in blocks for w in self.units.weights_of(b))
+
+    def _explore(self, block: Block, iteration: int) -> None:
         p = self.exploration
         assert p is not None
-        if p.grow == "random":
-            score = torch.rand(w.param.shape, generator=self._random[w.name]).to(w.param.device)
-            found = None if w.param.grad is None else score
+        members = self.units.weights_of(block)
+        if p.grow == "random":  # one number a unit
+            score = torch.rand(block.shape, generator=self._random[block.names[0]]).to(members[0].param.device)
+            found = None if all(w.param.grad is None for w in members) else score
         elif p.grow == "gradient":
-            found = self._scores.pop(w.name, None)
+            found = self._score(block, self._scores)
         else:
-            momentum = self._momentum.get(w.name)
-            found = None if momentum is None else momentum.abs()
+            found = self._score(block, {k: m.abs() for k, m in self._momentum.items() if k in block.names})
         if found is None:
             return  # the layer had no gradient at this step: it rests
-        drop = math.ceil(drop_fraction(p, w.steps) * self._active[w.name])
-        self._new[w.name] = explore(w.dormant, w.mask, found, drop)
+        drop = math.ceil(drop_fraction(p, iteration) * self._active[block.names[0]])
+        exchanged = exchange if isinstance(block, Fours) else explore
+        sizes = self._sizes(block)
+        self._new |= block.masks(spared(block, exchanged(sizes, self._kept(block), found, drop), sizes))
+
+    def _score(self, block: Block, held: Mapping[str, Tensor]) -> Tensor | None:
+        """Unit scores of what is held of the block's weights; None where it is nothing."""
+        own = {name: held[name] for name in block.names if name in held}
+        return block.scores(own) if own else None
+
+    def _sizes(self, block: Block) -> Tensor:
+        return block.scores({w.name: w.dormant.abs() for w in self.units.weights_of(block)})
+
+    def _kept(self, block: Block) -> Tensor:
+        return block.kept({w.name: w.mask for w in self.units.weights_of(block)})
 
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         new = self._new.pop(weight.name, None)

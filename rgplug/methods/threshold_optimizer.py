@@ -8,8 +8,9 @@ off into a flat tensor of its own, with its state, the first time that happens.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,8 +69,10 @@ class ThresholdOptimizer:
         host: torch.optim.Optimizer | None,
         groups: Mapping[int, dict[str, Any]],
         found_inf: Tensor | None = None,
+        pull: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """One step for the weights that have a gradient. `gradients`: name -> [filters]; `groups`: id(param) -> group.
+        """One step for the weights that have a gradient. `gradients`: name -> [filters]; `groups`: id(param) -> group;
+        `pull`: the regularizer's share of the gradient, from the thresholds (any number of them).
 
         A non-finite gradient counts as 0. `found_inf` (a fused optimizer under GradScaler): where it is 1 the step is
         undone on the device, as the host's kernel does.
@@ -77,6 +80,8 @@ class ThresholdOptimizer:
         active = [w for w in weights if w.name in gradients]
         for flat in self._flats_for(active, host, groups):
             gradient = torch.cat([gradients[w.name] for w in flat.weights])
+            if pull is not None:
+                gradient.add_(pull(flat.flat))
             flat.flat.grad = torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
             group = groups.get(id(flat.weights[0].param), {})
             flat.optimizer.param_groups[0].update(self._settings(type(flat.optimizer), group, flat.flat))
@@ -179,6 +184,7 @@ def _class_of(optimizer: torch.optim.Optimizer) -> type:
     return type(optimizer) if inner is None else _class_of(inner)
 
 
+@functools.cache
 def _parameters_of(cls: type) -> frozenset[str]:
     """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
     names: set[str] = set()

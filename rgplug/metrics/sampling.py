@@ -119,6 +119,15 @@ def default_sample_fn(generator: nn.Module, z_dim: int | None = None, seed: int 
     ) from failure
 
 
+def example_inputs(generator: nn.Module, n: int = 1) -> tuple[tuple[Tensor | None, ...], Tensor]:
+    """What a generator's forward can be called with, and the images [n, C, H, W] that it makes of it, for traces of G
+    and of D. Modes, buffers and random states stay as they are. RgplugError as in `default_sample_fn`."""
+    sampler = default_sample_fn(generator)
+    with evaluation_mode(sampler.generator), preserved_buffers(sampler.generator), preserved_rng(), torch.no_grad():
+        arguments = sampler.arguments(n)
+        return arguments, pick_images(sampler.generator(*arguments))
+
+
 def _further_arguments(module: nn.Module) -> tuple[None, ...]:
     """What forward wants after z: nothing, or None where the generator says that it has no classes (c_dim = 0)."""
     parameters = list(inspect.signature(module.forward).parameters.values())

@@ -1,0 +1,95 @@
+"""policy.granularity: how the weights of a network are cut into units, and which of them cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from rgplug.channels import FilterChannels, filter_channels
+from rgplug.errors import RgplugError
+from rgplug.layout import FilterLayout
+from rgplug.metrics.sampling import example_inputs
+from rgplug.policy import Granularity
+from rgplug.select import Candidate
+from rgplug.units import Geometry, Units
+
+BATCH = 2  # images of the forward that a network is traced with
+
+
+def divide(
+    granularity: Granularity, label: str, candidates: list[Candidate], modules: Mapping[str, nn.Module]
+) -> tuple[Units, dict[str, str]]:
+    """The units of a network's managed weights, and why some of these cannot be managed under the granularity.
+
+    For `filter` the network is run once, to see which filters are tied. Raises RgplugError for weights that have no
+    such units, and for a network that cannot be traced.
+    """
+    managed = {c.name: c for c in candidates if not c.reason}
+    fixed: dict[str, str] = {}
+    of = None
+    if granularity == "filter":
+        _check_norms(label, managed)
+        layouts = {name: layout for name, c in managed.items() if (layout := c.layout) is not None}
+        channels = _channels(label, modules, layouts)
+        fixed = {name: channels.fixed.get(name, "the trace does not meet it") for name in managed}
+        fixed = {name: why for name, why in fixed.items() if name not in channels.of}
+        of = {name: channels.of[name] for name in managed if name not in fixed}
+        managed = {name: c for name, c in managed.items() if name not in fixed}
+        if not managed:
+            name, why = next(iter(fixed.items()))
+            raise RgplugError(
+                f"no filter of {label} can be pruned as a whole ({name}: {why}); set granularity: {{{label}: kernel}} "
+                "or weight"
+            )
+    elif granularity in ("kernel", "2:4"):
+        _check_inputs(granularity, label, managed)
+    parts = {name: Geometry(c.layout, c.inputs, c.norm_dims) for name, c in managed.items() if c.layout is not None}
+    return Units(granularity, parts, of), fixed
+
+
+def _channels(label: str, modules: Mapping[str, nn.Module], layouts: Mapping[str, FilterLayout]) -> FilterChannels:
+    """Which filters are tied, from one forward: of G on a guessed latent, of D on G's images."""
+    try:
+        arguments, images = example_inputs(modules["G"], BATCH)
+        return filter_channels(modules[label], arguments if label == "G" else (images,), layouts)
+    except RgplugError as error:
+        raise RgplugError(
+            f"granularity: filter needs one forward of {label} to see which filters are tied, and that failed "
+            f"({error}); set granularity: {{{label}: weight}}, or kernel"
+        ) from error
+
+
+def _check_norms(label: str, managed: Mapping[str, Candidate]) -> None:
+    for name, c in managed.items():
+        if c.norm_dims is not None:
+            raise RgplugError(
+                f"{label}.{name} is under weight norm, which divides by the norm of each filter, so no filter can go; "
+                f"set granularity: {{{label}: kernel}} or weight, or networks: {{{label}: {{exclude: [{name}]}}}}"
+            )
+
+
+def _check_inputs(granularity: str, label: str, managed: Mapping[str, Candidate]) -> None:
+    for name, c in managed.items():
+        assert c.layout is not None
+        layout, inputs = c.layout, c.inputs
+        shape = list(layout.shape)
+        exclude = f"networks: {{{label}: {{exclude: [{name}]}}}}"
+        if inputs is None and len(shape) > 1:
+            raise RgplugError(
+                f"granularity {granularity} cannot tell the input channels of {label}.{name} (shape {shape}, filter "
+                f"dim {layout.dim}); leave it out: {exclude}"
+            )
+        if granularity != "2:4":
+            continue
+        channels = 1 if inputs is None else shape[inputs] // (layout.groups if inputs == 0 else 1)
+        if channels % 4:
+            raise RgplugError(
+                f"granularity 2:4 needs input channels in fours, and {label}.{name} (shape {shape}) has {channels} for "
+                f"each filter; leave it out: {exclude}"
+            )
+        if c.norm_dims is not None and inputs not in c.norm_dims:
+            raise RgplugError(
+                f"{label}.{name} is under weight norm along its input channels, which 2:4 could empty; leave it out: "
+                f"{exclude}"
+            )
