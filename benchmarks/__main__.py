@@ -102,8 +102,8 @@ def pruned_generators(rounds: int) -> list[str]:
         for batch in inference.BATCHES
     ]
     text = (
-        "How many times as fast as the dense generator, measured: with half of the weights pruned as whole filters and\n"
-        "taken out (`compact`), and singly, as zeros. The theoretical column is a ratio of MACs and no speed."
+        "How many times as fast as the dense generator, measured: with half of the weights pruned as whole filters\n"
+        "and taken out (`compact`), and singly, as zeros. The theoretical column is a ratio of MACs and no speed."
     )
     columns = [
         "generator", "dense, ms", "whole filters, compact", "single weights, zeros", "dense, norms not folded",
