@@ -135,8 +135,9 @@ def test_share_per_layer_keeps_one_at_least():
 
 
 def test_share_of_a_block_is_the_mean_of_its_layers_by_size():
-    """(4 * .9 + 8 * .3) / 12 = .5, so one of the two; alone a would keep round(1.8), b round(.6)."""
-    kept = keep_share(TIED_VALUES, {"a": 0.9, "b": 0.3}, TIED)
+    """(4 * .3 + 8 * 1) / 12 = .77, so both of the two; (.3 + 1) / 2 would be one. (4 * 1 + 8 * .3) / 12 = .53: one."""
+    same(keep_share(TIED_VALUES, {"a": 0.3, "b": 1.0}, TIED), TIED.expand(np.array([True, True])))
+    kept = keep_share(TIED_VALUES, {"a": 1.0, "b": 0.3}, TIED)
     same(kept, {"a": bits([0, 0], [1, 1]), "b": bits([1] * 4, [0] * 4)})
 
 

@@ -143,7 +143,7 @@ def test_what_grows_starts_at_0_and_what_comes_back_keeps_its_value():
     run.step(new)
     # third step, first gradient -2: m_hat 1 / .875, v_hat .004 / .002997001, root 1.155278: .25 * .989248
     np.testing.assert_allclose(run.values["a"][0, 2], [0.2473121, -0.2473121], atol=1e-6)
-    run.step(new)  # step 4 is the end
+    run.step(pull([[[1.0, 1.0], [99.0, 99.0], [-2.0, 2.0]]], [[0.0]]))  # step 4 is the end: the second does not grow
     assert run.masks["a"][0, :, 0].tolist() == [True, False, True]
 
     back = Sparse(net, structure_of(net, "kernel"), masks, 0.25, every=1, fraction=0.5, final=0.5, end=4)
