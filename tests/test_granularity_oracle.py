@@ -189,7 +189,8 @@ def test_re_gan(granularity: str) -> None:
     seen = run(net, rg, oracle)
     sparse = [i for i, masks in enumerate(seen) if not all(m.all() for m in masks.values())]
     assert sparse == [*range(7, 17), *range(27, 37), *range(47, 57)]
-    assert any(not np.array_equal(seen[7][n], seen[27][n]) for n in seen[7])
+    if granularity == "weight":  # larger units, once pruned, stay the smallest: they grow from 0 at a low rate
+        assert any(not np.array_equal(seen[7][n], seen[27][n]) for n in seen[7])
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])

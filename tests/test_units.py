@@ -76,7 +76,7 @@ def test_filters_that_are_tied() -> None:
     block = Filters(layouts, of)
     assert block.of["linear"].tolist() == [1, 1, 2, 2]
     assert block.of["conv"].tolist() == [1, 0]
-    assert block.members.tolist() == [1, 3, 2]
+    assert block.voters.tolist() == [1, 3, 2]
     assert block.sizes(CPU).tolist() == [3, 2 + 3, 2]
     x = {"linear": torch.tensor([[1.0], [3.0], [5.0], [7.0]]), "conv": counted(2, 3, 1, 1)}
     assert block.scores(x).tolist() == pytest.approx([4.0, (1 + 3 + 1) / 3, 6.0])
