@@ -40,7 +40,7 @@ class Geometry:
 
 def filter_sums(layout: FilterLayout, x: Tensor) -> Tensor:
     """Sum of `x` (weight-shaped, also of one dim) over each output filter: [filters], in at least float32."""
-    return layout.sum(x) if x.dim() > 1 else x.to(_wide(x))
+    return layout.sum(x)
 
 
 def spread(layout: FilterLayout, per_filter: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Filters:
         return self.polled({name: self.means(name, x) for name, x in values.items()})
 
     def polled(self, parts: Values) -> Tensor:
-        """[units]: mean over the voting filters of `parts`, weight -> [filters]; weights that are missing count as 0."""
+        """[units]: mean over the voting filters of `parts`, weight -> [filters]; those that are missing count as 0."""
         self._follow(next(iter(parts.values())).device)
         return self.combined({name: x * self.votes[name].to(x) for name, x in parts.items()}).div_(self.voters)
 

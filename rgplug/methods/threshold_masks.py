@@ -144,8 +144,8 @@ class KernelMasks:
 
 
 class FilterMasks:
-    """granularity: filter. A channel is kept iff the mean, over the filters that make it, of
-    mean |theta_i| / scale - t_i is above 0; scale is that of each filter's layer. Vectors (biases, gains) go with it."""
+    """granularity: filter. A channel is kept iff the mean of mean |theta_i| / scale - t_i over the filters i that make
+    it is above 0; scale is that of each filter's layer. Biases and gains go with it."""
 
     def __init__(self, policy: ThresholdPolicy, units: Units, recurrent: bool):
         self.policy, self.units, self.regrows = policy, units, recurrent
