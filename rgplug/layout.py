@@ -48,6 +48,8 @@ class FilterLayout:
     def sum(self, x: Tensor) -> Tensor:
         """Sum of `x` (weight-shaped) over each output filter: [filters], in at least float32."""
         dtype = torch.promote_types(x.dtype, torch.float32)
+        if x.dim() == 1:
+            return x.to(dtype)  # a bias: each entry is a filter (and no dims to a sum would mean all of them)
         if self.groups == 1:
             return x.sum([d for d in range(x.dim()) if d != self.dim], dtype=dtype)
         return self.view(x).sum([d for d in range(x.dim() + 1) if d not in (0, 2)], dtype=dtype).reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -254,7 +255,9 @@ class Network:
 
     def _index(self, weights: list[MaskedWeight]) -> Any:
         """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
-        return ... if len(weights) == len(self.weights) else [self.weights.index(w) for w in weights]
+        if len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights)):
+            return ...
+        return [self.weights.index(w) for w in weights]  # an optimizer may list them in an order of its own
 
     def _add(self, counter: str, at: Any, value: Tensor) -> None:
         held: Tensor = getattr(self, counter)

@@ -40,7 +40,7 @@ class Geometry:
 
 def filter_sums(layout: FilterLayout, x: Tensor) -> Tensor:
     """Sum of `x` (weight-shaped, also of one dim) over each output filter: [filters], in at least float32."""
-    return layout.sum(x) if x.dim() > 1 else x.to(_wide(x))
+    return layout.sum(x)
 
 
 def spread(layout: FilterLayout, per_filter: Tensor) -> Tensor:
@@ -118,7 +118,9 @@ class Kernels:
 class Filters:
     """granularity: filter. Units are channels: all filters, of the block's weights, that make one.
 
-    of: weight -> int64 [filters], the unit of each filter, counted from 0. members: [units], filters of each unit.
+    of: weight -> int64 [filters], the unit of each filter, counted from 0. votes: weight -> 1.0 for the filters that a
+    unit's score is the mean of, 0.0 for biases, gains and the like, which go with it without a say: they are of another
+    size than weights. Only where a unit has nothing else do they count. voters: [units], filters that do.
     """
 
     def __init__(self, layouts: Mapping[str, FilterLayout], of: Mapping[str, Tensor]):
@@ -127,16 +129,21 @@ class Filters:
         _, unit = torch.unique(torch.cat([of[name] for name in self.names]), return_inverse=True)
         self.of = dict(zip(self.names, unit.split(counts)))
         self.entries = {n: math.prod(lo.shape) // lo.filters for n, lo in layouts.items()}  # of one filter
-        self.members = torch.bincount(unit)
-        self.shape = (len(self.members),)
+        members = torch.bincount(unit)
+        self.shape = (len(members),)
         self.numel = sum(math.prod(layout.shape) for layout in layouts.values())
         # the members of each unit as a table into the filters of all weights, filled up with one that is always 0:
         # sums over it come out the same on every rank, which atomic additions on a GPU would not
         order = unit.argsort(stable=True)
-        first = self.members.cumsum(0) - self.members
+        first = members.cumsum(0) - members
         place = torch.arange(len(unit), device=unit.device) - first[unit[order]]
-        self._table = unit.new_full((len(self.members), int(self.members.max())), len(unit))
+        self._table = unit.new_full((len(members), int(members.max())), len(unit))
         self._table[unit[order], place] = order
+        self.voters = members
+        weights = {n: torch.full((lo.filters,), float(len(lo.shape) > 1)) for n, lo in layouts.items()}
+        silent = self.combined(weights) == 0
+        self.votes = {name: torch.maximum(own, silent[self.of[name]].float()) for name, own in weights.items()}
+        self.voters = self.combined(self.votes)
         self._sizes = self.combined({n: torch.full((c,), self.entries[n]) for n, c in zip(self.names, counts)})
         self._present = {name: own.unique(return_counts=True) for name, own in self.of.items()}
 
@@ -155,8 +162,13 @@ class Filters:
         return filter_sums(self.layouts[name], x) / self.entries[name]
 
     def scores(self, values: Values) -> Tensor:
-        """The mean over a unit's member filters of each one's mean; weights that are missing count as 0."""
-        return self.combined({name: self.means(name, x) for name, x in values.items()}).div_(self.members)
+        """The mean over a unit's voting filters of each one's mean; weights that are missing count as 0."""
+        return self.polled({name: self.means(name, x) for name, x in values.items()})
+
+    def polled(self, parts: Values) -> Tensor:
+        """[units]: mean over the voting filters of `parts`, weight -> [filters]; those that are missing count as 0."""
+        self._follow(next(iter(parts.values())).device)
+        return self.combined({name: x * self.votes[name].to(x) for name, x in parts.items()}).div_(self.voters)
 
     def sizes(self, device: torch.device) -> Tensor:
         self._follow(device)
@@ -179,9 +191,10 @@ class Filters:
         return found
 
     def _follow(self, device: torch.device) -> None:
-        if self.members.device != device:
+        if self.voters.device != device:
             self.of = {name: unit.to(device) for name, unit in self.of.items()}
-            self.members, self._table = self.members.to(device), self._table.to(device)
+            self.votes = {name: own.to(device) for name, own in self.votes.items()}
+            self.voters, self._table = self.voters.to(device), self._table.to(device)
             self._sizes = self._sizes.to(device)
             self._present = {n: (own.to(device), counts.to(device)) for n, (own, counts) in self._present.items()}
 

@@ -146,6 +146,14 @@ def test_depthwise_and_grouped_convolutions() -> None:
     found = channels_of(Between(depthwise), IMAGES)
     assert found["a.weight 0"] == found["between.weight 0"] == found["between.bias 0"] == found["b.weight 1"]
     assert channels_of(Between(grouped), IMAGES)["a.weight 0"] == [-1] * 4
+    layouts = {n: FilterLayout((4, k, 3, 3)) for n, k in (("a.weight", 3), ("between.0.weight", 2))}
+
+    class Residual(nn.ModuleList):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self[0](x)
+
+    of = filter_channels(Between(Residual([grouped])), (IMAGES,), layouts).of  # no less tied for that
+    assert of["a.weight"].tolist() == of["between.0.weight"].tolist()
 
 
 def test_a_linear_layer_viewed_as_an_image() -> None:

@@ -429,3 +429,33 @@ def test_a_target_that_is_met_stays_met_until_the_next_step() -> None:
     network.go_dense()
     network.go_sparse()
     assert rg.density("G") == pytest.approx(0.5, abs=0.005)
+
+
+def test_an_optimizer_that_lists_weights_in_another_order() -> None:
+    """Counts go to the layers that they are of."""
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 16), nn.Linear(16, 2))
+    rg = rgplug.attach(G, None, {"base": "rg-gan", "threshold.init": 0.1, "regeneration.augmented": False})
+    optimizer = torch.optim.Adam(list(G.parameters())[::-1], 1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        G(torch.randn(5, 4)).square().mean().backward()
+        optimizer.step()
+    net = rg.networks["G"]
+    assert net.layer_density() == pytest.approx({w.name: float(w.mask.float().mean()) for w in net.weights})
+
+
+@pytest.mark.parametrize("kernels", ["auto", "eager"])
+def test_thresholds_of_biases_have_gradients_of_their_own(kernels: str) -> None:
+    """One threshold an entry: each gets -A theta H' of its own entry, whichever way it is computed."""
+    torch.manual_seed(0)
+    G = nn.Linear(3, 4)
+    policy = {"base": "rg-gan", "threshold.init": 0.05, "networks": {"G": {"vectors": True}}, "kernels": kernels}
+    rg = rgplug.attach(G, None, {**policy, "regeneration.augmented": False})
+    G(torch.randn(5, 3)).square().mean().backward()
+    bias = next(w for w in rg.weights("G") if w.name == "bias")
+    theta, grad = bias.theta.clone(), G.bias.grad.clone()
+    rg.mask_gradients("G")
+    x = (theta.abs() - bias.threshold).abs()
+    slope = torch.where(x <= 0.4, 2 - 4 * x, torch.where(x <= 1, 0.4, 0.0))
+    assert torch.allclose(bias.threshold_grad, -grad * theta * slope)

@@ -76,7 +76,7 @@ def test_filters_that_are_tied() -> None:
     block = Filters(layouts, of)
     assert block.of["linear"].tolist() == [1, 1, 2, 2]
     assert block.of["conv"].tolist() == [1, 0]
-    assert block.members.tolist() == [1, 3, 2]
+    assert block.voters.tolist() == [1, 3, 2]
     assert block.sizes(CPU).tolist() == [3, 2 + 3, 2]
     x = {"linear": torch.tensor([[1.0], [3.0], [5.0], [7.0]]), "conv": counted(2, 3, 1, 1)}
     assert block.scores(x).tolist() == pytest.approx([4.0, (1 + 3 + 1) / 3, 6.0])
@@ -86,6 +86,18 @@ def test_filters_that_are_tied() -> None:
     assert masks["conv"].view(2, 3).tolist() == [[False] * 3, [True] * 3]
     assert block.kept(masks).tolist() == [True, False, True]
     assert [(own.tolist(), sizes.tolist()) for own, sizes in block.layers(CPU)] == [([1, 2], [2, 2]), ([0, 1], [3, 3])]
+
+
+def test_gains_and_biases_go_with_their_channel_without_a_say() -> None:
+    layouts = {"conv": FilterLayout((2, 1, 1, 1)), "gain": FilterLayout((2,)), "alone": FilterLayout((3,))}
+    of = {"conv": torch.tensor([0, 1]), "gain": torch.tensor([0, 1]), "alone": torch.tensor([1, 2, 3])}
+    block = Filters(layouts, of)
+    x = {"conv": torch.tensor([0.1, 0.2]).view(2, 1, 1, 1), "gain": torch.ones(2), "alone": torch.tensor([5.0, 6, 7])}
+    assert block.scores(x).tolist() == pytest.approx([0.1, 0.2, 6, 7])  # where a channel has nothing else, they count
+    assert block.sizes(CPU).tolist() == [2, 3, 1, 1]
+    masks = block.masks(torch.tensor([False, True, True, False]))
+    assert masks["conv"].flatten().tolist() == masks["gain"].tolist() == [False, True]
+    assert masks["alone"].tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("layout", [FilterLayout((4, 3, 2, 2), 1, 2), FilterLayout((4, 3, 2, 2), 1)])
@@ -105,7 +117,7 @@ def test_filters_of_vectors() -> None:
         {"gain": FilterLayout((3,)), "w": FilterLayout((3, 2))}, dict.fromkeys(("gain", "w"), torch.arange(3))
     )
     gain = torch.tensor([1.0, 2.0, 3.0])
-    assert block.scores({"gain": gain, "w": torch.ones(3, 2)}).tolist() == [1.0, 1.5, 2.0]
+    assert block.scores({"gain": gain, "w": torch.ones(3, 2)}).tolist() == [1.0, 1.0, 1.0]  # gains have no say
     assert gain.tolist() == [1.0, 2.0, 3.0]
     assert block.masks(torch.tensor([True, False, True]))["gain"].tolist() == [True, False, True]
 

@@ -50,7 +50,7 @@ def convolution(mode: LabelMode, given: dict[str, Any], out: Tensor) -> list[Ten
     repeated = all(torch.equal(s.view(groups, each), s.view(groups, each)[:1].expand(groups, each)) for s in inputs)
     if groups > 1 and not (repeated and inputs):
         mode.lose([x, w], "a grouped convolution")
-        return []
+        return [] if transposed else [s.view(1, -1, *[1] * (out.dim() - 2)) for s in rows]
     inputs = [s.view(groups, each)[0] for s in inputs]
     values = x.detach().transpose(0, 1).reshape(groups, each, -1).transpose(0, 1).reshape(each, -1)
     factors = w.detach().reshape(groups, each, -1) if transposed else w.detach().transpose(0, 1)

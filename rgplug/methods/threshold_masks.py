@@ -144,8 +144,8 @@ class KernelMasks:
 
 
 class FilterMasks:
-    """granularity: filter. A channel is kept iff the mean, over the filters that make it, of
-    mean |theta_i| / scale - t_i is above 0; scale is that of each filter's layer."""
+    """granularity: filter. A channel is kept iff the mean of mean |theta_i| / scale - t_i over the filters i that make
+    it is above 0; scale is that of each filter's layer. Biases and gains go with it."""
 
     def __init__(self, policy: ThresholdPolicy, units: Units, recurrent: bool):
         self.policy, self.units, self.regrows = policy, units, recurrent
@@ -169,7 +169,7 @@ class FilterMasks:
             weight.threshold_grad = filter_sums(weight.layout, wide * grad).neg()
 
     def gradients(self, weights: list[MaskedWeight], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """dL/dt_i = -H'(margin_u) / n_u sum over the n_u member filters of sum_j A_j theta_j
+        """dL/dt_i = -H'(margin_u) / n_u sum over the unit's filters of sum_j A_j theta_j, n_u of which vote
 
         A is that of this step; a member without a gradient has A = 0. One that did not step has not moved.
         """
@@ -181,8 +181,9 @@ class FilterMasks:
             parts = {name: self._before.pop(name) for name in given}
             rest = (w for w in self.units.weights_of(block) if w.name not in given)
             margin = self._together(block, parts | {w.name: self._part(w, w.dormant) for w in rest})
-            pull = block.combined(given) * threshold.surrogate_derivative_(margin) / block.members
-            found |= {w.name: pull[block.of[w.name]].to(w.param.device) for w in weights if w.name in block.names}
+            pull = block.combined(given) * threshold.surrogate_derivative_(margin) / block.voters
+            own_pull = {name: pull[block.of[name]] * block.votes[name] for name in block.names}
+            found |= {w.name: own_pull[w.name].to(w.param.device) for w in weights if w.name in block.names}
         return found
 
     def decide(self, weights: list[MaskedWeight]) -> None:
@@ -223,7 +224,7 @@ class FilterMasks:
         return self._together(block, {w.name: self._part(w, w.dormant) for w in self.units.weights_of(block)})
 
     def _together(self, block: Filters, parts: Mapping[str, Tensor]) -> Tensor:
-        return block.combined(parts).div_(block.members)
+        return block.polled(parts)
 
     def _part(self, weight: MaskedWeight, theta: Tensor) -> Tensor:
         """[filters]: mean |theta_i| / scale - t_i."""
