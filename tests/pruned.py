@@ -44,7 +44,9 @@ def lightweight() -> Made:
 
 def stylegan2() -> Made:
     training = StyleGAN2()
-    return training.nets["G"], latents(training.z_dim)
+    G = training.nets["G"]
+    G.z_dim = training.z_dim  # type: ignore[assignment]
+    return G, latents(training.z_dim)
 
 
 @contextmanager

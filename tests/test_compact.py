@@ -224,3 +224,42 @@ def test_files_are_read_strictly(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(RgplugError):
         load_compact(path, SNGANGenerator(8, 6))
+
+
+def trained_by_filters(name: str, vectors: bool) -> rgplug.Controller:
+    """A few steps of RG-GAN with whole filters, half of the weights to stay."""
+    torch.manual_seed(0)
+    G, inputs = MODELS[name]()
+    policy = {
+        "base": "rg-gan",
+        "granularity": "filter",
+        "threshold.units": "layer_std",
+        "networks": {"G": {"vectors": vectors}},
+        "target": {"G": 0.5, "by": 4},
+        "regeneration.augmented": False,
+    }
+    rg = rgplug.attach(G, None, policy)
+    optimizer = torch.optim.Adam(G.parameters(), 1e-3, betas=(0.5, 0.999))
+    for _ in range(6):
+        optimizer.zero_grad()
+        G(*inputs(4)).square().mean().backward()
+        optimizer.step()
+    return rg
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("sngan", False), ("lightweight-gan", True), ("stylegan2", True)])
+def test_what_training_prunes_by_filters_goes(name: str, vectors: bool) -> None:
+    """Every channel that the masks empty is taken out, under noise and modulation too if gains and biases go along."""
+    rg = trained_by_filters(name, vectors)
+    assert rg.density("G") == pytest.approx(0.5, abs=0.06)
+    kept = {
+        w.name: int(w.mask.movedim(w.layout.dim, 0).reshape(w.layout.filters, -1).any(1).sum()) for w in rg.weights("G")
+    }
+    baked = rg.export()
+    result = compact(baked)
+    after = dict(result.network.named_parameters())
+    for w in rg.weights("G"):
+        assert after[w.name].shape[w.layout.dim] == kept[w.name], (w.name, result.report)
+    z = MODELS[name]()[1](64)
+    assert equal(images(result.network, z), images(baked, z))
+    assert result.parameters[1] < 0.6 * result.parameters[0]
