@@ -126,12 +126,13 @@ def evaluations(rounds: int) -> list[str]:
     text = (
         "300 images of SNGAN's 32x32 generator against 200 real ones, in seconds; clean-fid reads both as PNG files.\n"
         "again: with statistics of the real images at hand (clean-fid: with their features). Aim for the first with\n"
-        f"EfficientNet-Lite0: {EVALUATION:.0f} times as fast. Shares are of rgplug's repeated evaluation, and generation,\n"
-        "which costs both the same, is left out of the column before them."
+        f"EfficientNet-Lite0: {EVALUATION:.0f} times as fast. Shares are of rgplug's repeated evaluation; generation,\n"
+        "which costs both the same, is left out in the column before them."
     )
     columns = [
         "features", "rgplug, first", "clean-fid, first", "rgplug, again", "clean-fid, again", "times as fast, first",
-        "times as fast, again", "without generation", "generation / features / rest, %", "relative difference of the values",
+        "times as fast, again", "without generation", "generation / features / rest, %",
+        "relative difference of the values",
     ]  # fmt: skip
     return section("An evaluation", text, columns, rows)
 

@@ -9,9 +9,9 @@ from torch import nn
 from rgplug.channels import FilterChannels, filter_channels
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
-from rgplug.metrics.sampling import example_inputs
+from rgplug.metrics.sampling import example_inputs, further_arguments
 from rgplug.policy import Granularity
-from rgplug.select import Candidate
+from rgplug.select import Candidate, unwrap
 from rgplug.units import Geometry, Units
 
 BATCH = 2  # images of the forward that a network is traced with
@@ -52,7 +52,9 @@ def _channels(label: str, modules: Mapping[str, nn.Module], layouts: Mapping[str
     """Which filters are tied, from one forward: of G on a guessed latent, of D on G's images."""
     try:
         arguments, images = example_inputs(modules["G"], BATCH)
-        return filter_channels(modules[label], arguments if label == "G" else (images,), layouts)
+        if label == "D":
+            arguments = (images, *further_arguments(unwrap(modules["D"])))
+        return filter_channels(modules[label], arguments, layouts)
     except RgplugError as error:
         raise RgplugError(
             f"granularity: filter needs one forward of {label} to see which filters are tied, and that failed "

@@ -14,8 +14,8 @@ from sngan import SNGANGenerator
 from torch import Tensor, nn
 
 import rgplug
-from rgplug import RgplugError
-from rgplug.export import compact, load_compact, load_sparse, save_compact, save_sparse
+from rgplug import RgplugError, state
+from rgplug.export import compact, load_compact, load_sparse, save_compact, save_onnx, save_sparse
 from rgplug.export.surgery import Carrying
 
 LATENTS = 1000
@@ -28,7 +28,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("pruning", ["1.0", "0.5", "0.1", "entries", "a layer"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_path_gives_the_same_images(name: str, pruning: str, tmp_path: Path) -> None:
-    """Baked, sparse file, compact, compact file: over 1,000 latents, one density of channels or entries each."""
+    """Baked, sparse file, compact, compact file: over 1,000 latents, one density of channels or entries each; and an
+    ONNX file, of the compact network where there is one, which is compared with torch as it is written."""
     G, inputs = made(name)
     fresh, _ = MODELS[name]()
     gone = 0
@@ -52,6 +53,8 @@ def test_every_path_gives_the_same_images(name: str, pruning: str, tmp_path: Pat
     paths["compact file"] = load_compact(tmp_path / "compact", fresh)
     for path, network in paths.items():
         assert equal(images(network, z, 250 if name != "official fastgan" else 16), expected), path
+    onnx = save_onnx(tmp_path / "G.onnx", result.network if gone else G, inputs(2))
+    assert onnx.difference <= 1e-4
     if gone:
         assert result.removed == gone, result.report
         assert result.parameters[1] < result.parameters[0]
@@ -190,7 +193,10 @@ def test_compact_networks_are_pickled_and_copied() -> None:
 
 def test_an_attached_network_is_exported_first() -> None:
     host = Host()
-    with rgplug.attach(host.G, host.D, "dense"), pytest.raises(RgplugError, match=r"attached; compact what rg.export"):
+    with (
+        rgplug.attach(host.G, host.D, "dense"),
+        pytest.raises(RgplugError, match=r"rgplug manages; export what rg"),
+    ):
         compact(host.G)
 
 
@@ -206,7 +212,7 @@ def test_a_forward_that_is_random_in_another_way() -> None:
         compact(G(3, 3), (torch.randn(4, 3),))
 
 
-def test_files_are_read_strictly(tmp_path: Path) -> None:
+def test_files_are_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     G, inputs = made("sngan")
     prune_channels(G, inputs(4), 0.5, vectors=False)
     path = tmp_path / "G.compact"
@@ -221,6 +227,11 @@ def test_files_are_read_strictly(tmp_path: Path) -> None:
     save_sparse(tmp_path / "sparse", G.state_dict())
     with pytest.raises(RgplugError, match="is no compact network; give a file that save_compact wrote"):
         load_compact(tmp_path / "sparse", SNGANGenerator(8, 6))
+    monkeypatch.setattr(state, "FORMAT", state.FORMAT + 1)
+    save_compact(tmp_path / "newer", compact(G, inputs(4)))
+    monkeypatch.undo()
+    with pytest.raises(RgplugError, match="newer"):
+        load_compact(tmp_path / "newer", SNGANGenerator(8, 6))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(RgplugError):
         load_compact(path, SNGANGenerator(8, 6))

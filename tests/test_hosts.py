@@ -176,3 +176,17 @@ def test_fastgan() -> None:
         image.square().mean().backward()
         opt.step()
         assert rg.networks["G"].iteration == 1
+
+
+def test_filters_of_stylegan2_are_tied_with_their_styles() -> None:
+    """Both networks are traced as they are; the style of a channel is decided with the filter that makes it."""
+    G, D = stylegan2()
+    G.requires_grad_(True), D.requires_grad_(True)
+    policy = {"base": "sparse", "granularity": "filter", "masks": {"density": 0.5, "distribution": "uniform"}}
+    with rgplug.attach(G, D, policy) as rg:
+        masks = {w.name: w.mask for w in rg.weights("G")}
+        made = masks["synthesis.b8.conv0.weight"].flatten(1).any(1)
+        assert 0 < made.sum() < len(made)
+        assert torch.equal(masks["synthesis.b8.conv1.affine.weight"].any(1), made)
+        assert "its filters are the network's output" in rg.report()
+        assert rg.density("D") == pytest.approx(0.5, abs=0.05)

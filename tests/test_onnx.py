@@ -136,8 +136,8 @@ def test_outputs_that_are_not_finite_agree_with_nothing(tmp_path: Path) -> None:
 def test_above_the_tolerance_an_earlier_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "G.onnx"
     path.write_bytes(b"an earlier file")
-    monkeypatch.setattr("rgplug.export.onnx_file._traced", lambda *_: onnx.ModelProto())
-    monkeypatch.setattr("rgplug.export.onnx_file.difference", lambda *_: (2e-4, 0))
+    monkeypatch.setattr("rgplug.export.onnx_file._traced", lambda *_, **__: onnx.ModelProto())
+    monkeypatch.setattr("rgplug.export.onnx_file.difference", lambda *_, **__: (2e-4, 0))
     with pytest.raises(RgplugError, match=r"by 2.0e-04 of its largest output, where 1.0e-04 is allowed, so .* was not"):
         save_onnx(path, Noisy(), (torch.randn(2, 4),))
     assert list(tmp_path.iterdir()) == [path]

@@ -21,12 +21,12 @@ from torch.utils import _pytree as pytree
 from rgplug.channels import plain_copy, trace
 from rgplug.channels.trace import named_once
 from rgplug.errors import RgplugError
+from rgplug.export.arguments import refuse_attached
 from rgplug.export.surgery import Cut, owner_of, set_size, sizes, without
 from rgplug.export.unneeded import unneeded
-from rgplug.layers import masked_weight
 from rgplug.metrics import default_sample_fn
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
-from rgplug.select import unwrap, walk
+from rgplug.select import unwrap
 
 BATCH = 4  # latents that a network is traced and checked with
 TRIES = 24  # of numbers that a host's forward may hold beside its layers
@@ -70,8 +70,7 @@ def compact(network: nn.Module, inputs: tuple[Any, ...] | None = None, tolerance
     guessed.
     """
     network = unwrap(network)
-    if any(masked_weight(m) is not None for _, m in walk(network)):
-        raise RgplugError(f"{type(network).__name__} is attached; compact what rg.export() returns")
+    refuse_attached(network)
     if inputs is None:
         inputs = default_sample_fn(network).arguments(BATCH)
     plain = plain_copy(network, inputs)

@@ -101,7 +101,7 @@ def default_sample_fn(generator: nn.Module, z_dim: int | None = None, seed: int 
     """
     module = unwrap(generator)
     latent = guess_latent(module) if z_dim is None else Latent(z_dim)
-    extra = _further_arguments(module)
+    extra = further_arguments(module)
     failure: Exception | None = None
     with evaluation_mode(module), preserved_buffers(module), preserved_rng():
         for spatial in (latent.spatial, not latent.spatial):
@@ -128,8 +128,9 @@ def example_inputs(generator: nn.Module, n: int = 1) -> tuple[tuple[Tensor | Non
         return arguments, pick_images(sampler.generator(*arguments))
 
 
-def _further_arguments(module: nn.Module) -> tuple[None, ...]:
-    """What forward wants after z: nothing, or None where the generator says that it has no classes (c_dim = 0)."""
+def further_arguments(module: nn.Module) -> tuple[None, ...]:
+    """What forward wants after z, or after the images: nothing, or None where the network says that it has no classes
+    (c_dim = 0). RgplugError where it wants more."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p.name for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty][1:]
@@ -138,7 +139,7 @@ def _further_arguments(module: nn.Module) -> tuple[None, ...]:
         if not classes and len(needed) == 1 and hasattr(module, "c_dim"):  # StyleGAN2 and 3: G(z, c)
             return (None,)
         wanted = needed[0] if needed else "c"
-        raise RgplugError(f"{type(module).__name__} needs {wanted!r} besides the latent (classes?); {GIVE}")
+        raise RgplugError(f"{type(module).__name__} needs {wanted!r} besides its first argument (classes?); {GIVE}")
     return ()
 
 
