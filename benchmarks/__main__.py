@@ -1,12 +1,12 @@
 """`make bench`: runs every benchmark and writes docs/performance.md's figures anew.
 
-python -m benchmarks [--rounds 30]
+python -m benchmarks [--rounds 30] [--only SECTION ...]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import elementwise, evaluation, frechet, hosts, inference, methods, scaling, training_step
@@ -65,8 +65,10 @@ def by_size(rounds: int) -> list[str]:
     return section("Cost by number of weights", text, columns, rows)
 
 
-def host_iterations() -> list[str]:
-    rows = [[n, f"{v['ratio']:.3f}", f"{v['stock, ms']:.0f}", f"{v['managed']:,}"] for n, v in hosts.run().items()]
+def host_iterations(rounds: int) -> list[str]:
+    rows = [
+        [n, f"{v['ratio']:.3f}", f"{v['stock, ms']:.0f}", f"{v['managed']:,}"] for n, v in hosts.run(rounds).items()
+    ]
     rows = rows or [["none: RGPLUG_HOSTS names no folder of checkouts", "", "", ""]]
     text = f"Aim: {HOSTS}."
     columns = ["host", "attached / stock", "stock, ms", "managed weights"]
@@ -151,32 +153,44 @@ def operations() -> list[str]:
     return section("Elementwise operations", text, ["operation", "multiple"], rows)
 
 
-def figures(rounds: int) -> str:
-    """The body of the page's figures, all measured now."""
+SECTIONS: dict[str, Callable[[int], list[str]]] = {
+    "whole_step": whole_step,
+    "by_size": by_size,
+    "host_iterations": host_iterations,
+    "each_method": each_method,
+    "pruned_generators": lambda rounds: pruned_generators(min(rounds, LONG)),
+    "evaluations": lambda rounds: evaluations(min(rounds, LONG)),
+    "distances": lambda rounds: distances(),
+    "operations": lambda rounds: operations(),
+}
+
+
+def parts(body: str) -> dict[str, str]:
+    """The tables of the page's figures by their titles; what stands before them under ""."""
+    head, *rest = f"\n{body.strip()}".split("\n### ")
+    return {"": head, **{text.partition("\n")[0]: text.partition("\n")[2] for text in rest}}
+
+
+def figures(rounds: int, only: Sequence[str], before: str) -> str:
+    """The body of the page's figures, measured now; with `only`, the rest is as it was."""
     few = min(rounds, LONG)
-    return "\n".join(
-        [
-            f"Machine: {machine()}. {rounds} rounds; {few} where one takes seconds (generators, evaluations).",
-            *whole_step(rounds),
-            *by_size(rounds),
-            *host_iterations(),
-            *each_method(rounds),
-            *pruned_generators(few),
-            *evaluations(few),
-            *distances(),
-            *operations(),
-        ]
-    )
+    found = parts(before) if only else {}
+    if not only:
+        found[""] = f"Machine: {machine()}. {rounds} rounds; {few} where one takes seconds (generators, evaluations)."
+    for name in only or SECTIONS:
+        found |= {k: v for k, v in parts("\n".join(SECTIONS[name](rounds))).items() if k}
+    return "\n\n".join([found.pop("").strip(), *(f"### {title}\n{text.rstrip()}" for title, text in found.items())])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=30, help="timed steps of each variant")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[], help="measure these anew, keep the rest")
     args = parser.parse_args()
     text = PAGE.read_text()
     head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    body = figures(args.rounds)
+    before, _, tail = rest.partition(END)
+    body = figures(args.rounds, args.only, before)
     PAGE.write_text(f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}")
     print(body)
 

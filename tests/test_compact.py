@@ -212,6 +212,36 @@ def test_a_forward_that_is_random_in_another_way() -> None:
         compact(G(3, 3), (torch.randn(4, 3),))
 
 
+def test_a_file_of_a_network_with_groups_and_buffers_of_its_own(tmp_path: Path) -> None:
+    """Grouped convolutions and group norms keep their groups, depthwise ones lose some; buffers of a channel's size go
+    into the file even where they are in no state dict."""
+
+    class G(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.depthwise = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.second, self.norm = nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8)
+            self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 3, 1)
+            self.register_buffer("gain", torch.linspace(1, 2, 8).view(1, 8, 1, 1), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(torch.relu(self.depthwise(self.first(x)) * self.gain))
+            return self.last(self.grouped(torch.relu(self.norm(x))))
+
+    torch.manual_seed(0)
+    network, x = G().eval(), torch.randn(4, 4, 6, 6)
+    with torch.no_grad():
+        for p in (network.first.weight, network.depthwise.weight, network.depthwise.bias):
+            p[2:6] = 0
+    result = compact(network, (x,))
+    assert result.removed == 4
+    assert (result.network.depthwise.groups, result.network.grouped.groups, result.network.norm.num_groups) == (4, 2, 2)
+    save_compact(tmp_path / "G", result)
+    again = load_compact(tmp_path / "G", G())
+    assert torch.equal(again(x), result.network(x))
+    assert equal(again(x), network(x))
+
+
 def test_files_are_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     G, inputs = made("sngan")
     prune_channels(G, inputs(4), 0.5, vectors=False)

@@ -25,7 +25,7 @@ def save_compact(path: str | Path, result: Compact) -> int:
     """Write a compact network. Returns the bytes on disk. Written whole or not at all."""
     network = result.network
     carrying = [name for name, module in walk(network) if isinstance(module, Carrying)]
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(network).items()}
     held = {"networks": {}, "kind": KIND, "carrying": carrying, "sizes": sizes(network), "tensors": tensors}
     state.save(path, held)
     return Path(path).stat().st_size
@@ -57,9 +57,15 @@ def load_compact(path: str | Path, network: nn.Module) -> nn.Module:
     return smaller
 
 
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those too that are not in the state dict: they may have a size that became smaller."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))  # a tied weight under each of its names
+    return {**parameters, **dict(network.named_buffers(remove_duplicate=False))}
+
+
 def _set_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Parameters and buffers as the file has them, whatever their shapes were."""
-    own = network.state_dict()
+    own = _tensors(network)
     missing = sorted(set(own) - set(tensors))
     if missing:
         raise KeyError(f"the file has no {missing[0]}")

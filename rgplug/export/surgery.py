@@ -176,17 +176,19 @@ def set_sizes(module: nn.Module) -> None:
         return
     shape = weight.shape
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-        depthwise = module.groups > 1
-        if depthwise:
+        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:  # depthwise
             module.groups = shape[0]
-        module.in_channels = shape[0] if depthwise or isinstance(module, TRANSPOSED) else shape[1]
-        module.out_channels = shape[1] if isinstance(module, TRANSPOSED) and not depthwise else shape[0]
+        transposed = isinstance(module, TRANSPOSED)
+        module.in_channels = shape[0] if transposed else shape[1] * module.groups
+        module.out_channels = shape[1] * module.groups if transposed else shape[0]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels = module.num_groups = shape[0]
+        if module.num_groups == module.num_channels:
+            module.num_groups = shape[0]
+        module.num_channels = shape[0]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
 
