@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -15,13 +13,13 @@ from model_dcgan import Generator as DCGANGenerator
 from model_fastgan import FastGAN
 from model_stylegan2 import StyleGAN2
 from sngan import SNGANGenerator
+from test_hosts import host
 from torch import Tensor, nn
 
 from rgplug.channels import filter_channels
 from rgplug.policy import NetworkPolicy
 from rgplug.select import select
 
-HOSTS = os.environ.get("RGPLUG_HOSTS", "")
 Made = tuple[nn.Module, Callable[[int], tuple[Any, ...]]]  # generator, n -> what its forward takes
 
 
@@ -49,30 +47,22 @@ def stylegan2() -> Made:
     return G, latents(training.z_dim)
 
 
-@contextmanager
-def importable(folder: str, *names: str) -> Iterator[None]:
-    """A checkout's modules, under names that other checkouts have too."""
-    if not HOSTS:
+def official(name: str) -> AbstractContextManager[None]:
+    """A checkout on the import path, its modules forgotten afterwards; the test is skipped where there is none."""
+    if not os.environ.get("RGPLUG_HOSTS"):
         pytest.skip("RGPLUG_HOSTS names no folder of checkouts")
-    path = str(Path(HOSTS) / folder)
-    sys.path.insert(0, path)
-    for name in names:
-        sys.modules.pop(name, None)
-    try:
-        yield
-    finally:
-        sys.path.remove(path)
+    return host(name)
 
 
 def official_fastgan() -> Made:
-    with importable("FastGAN-pytorch", "models", "operation", "diffaug"):
+    with official("fastgan"):
         from models import Generator
 
         return Generator(ngf=4, nz=6, im_size=256), latents(6)
 
 
 def official_stylegan2() -> Made:
-    with importable("stylegan2-ada-pytorch", "dnnlib", "torch_utils", "training"):
+    with official("stylegan2-ada"):
         from training.networks import Generator
 
         sizes = {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": {"channel_base": 128, "channel_max": 8}}

@@ -180,10 +180,8 @@ def test_fastgan() -> None:
 
 def test_filters_of_stylegan2_are_tied_with_their_styles() -> None:
     """Both networks are traced as they are; the style of a channel is decided with the filter that makes it."""
-    G, D = stylegan2()
-    G.requires_grad_(True), D.requires_grad_(True)
     policy = {"base": "sparse", "granularity": "filter", "masks": {"density": 0.5, "distribution": "uniform"}}
-    with rgplug.attach(G, D, policy) as rg:
+    with host("stylegan2-ada"), rgplug.attach(*stylegan2(), policy) as rg:
         masks = {w.name: w.mask for w in rg.weights("G")}
         made = masks["synthesis.b8.conv0.weight"].flatten(1).any(1)
         assert 0 < made.sum() < len(made)
