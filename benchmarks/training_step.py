@@ -84,7 +84,7 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
     """Medians as ratios to the dense step of the same run."""
     torch.manual_seed(0)
     dense = Discriminator(channels, nn.Conv2d)
-    managed = copy.deepcopy(dense)
+    control, managed = copy.deepcopy(dense), copy.deepcopy(dense)
     graph = Discriminator(channels, GraphConv2d)
     graph.load_state_dict(dense.state_dict(), strict=False)
     thresholds = [m.threshold for m in graph.modules() if isinstance(m, GraphConv2d)]
@@ -93,6 +93,7 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
     eager = rgplug.attach(unfused, None, {"method": "rg-gan", "kernels": "eager"})
     steps = {
         "dense": stepper(dense, batch, resolution),
+        "control": stepper(control, batch, resolution),  # another dense one: what is left to chance
         "rgplug": stepper(managed, batch, resolution),
         "eager": stepper(unfused, batch, resolution),
         "graph": stepper(graph, batch, resolution, lambda: 5e-12 * sum(torch.exp(-t).sum() for t in thresholds)),
@@ -111,6 +112,7 @@ def compare(channels: int, resolution: int, batch: int, rounds: int) -> dict[str
         "rgplug": medians["rgplug"] / medians["dense"],
         "rgplug, eager": medians["eager"] / medians["dense"],
         "mask in the graph": medians["graph"] / medians["dense"],
+        "another dense": medians["control"] / medians["dense"],
         "dense, ms": 1000 * medians["dense"],
     }
 
