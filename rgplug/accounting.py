@@ -111,7 +111,9 @@ class Accounting:
         net = self._networks.get(network)
         if net is None or net.iteration == 0:
             return {}
-        means = [total / w.steps if w.steps else 1.0 for total, w in zip(net.density_steps.tolist(), net.weights)]
+        means = [
+            total / w.steps if w.steps else 1.0 for total, w in zip(net.counts.density_steps.tolist(), net.weights)
+        ]
         return self._by_module(dict(zip((w.name for w in net.weights), means)), network)
 
     def state_dict(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Controller:
                         net.start(w)
                     parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
-                broadcast_first((net.kept, net.regrown, net.pruned, net.written))
+                broadcast_first((net.counts.kept, net.counts.regrown, net.counts.pruned, net.counts.written))
 
     def resume_phase(self) -> None:
         """Bring the networks into the phase that a loaded state has decided on, once the host has loaded its weights.
@@ -318,13 +318,7 @@ class Controller:
         `rgplug.export.load_sparse(path, network)` reads. Raises RgplugError while the network trains dense, for another
         one as `ema`, and for one that cannot be copied.
         """
-        net = self._network(network)
-        if net.method.prunes and not net.sparse:
-            raise RgplugError(
-                f"{network} trains dense at the moment (augmented regeneration) and has nothing pruned to export; "
-                f"export in a sparse phase, or take copy.deepcopy({network})"
-            )
-        baked = bake(self.modules[network] if ema is None else ema, net)
+        baked = bake(self.modules[network] if ema is None else ema, self._network(network))
         if path is not None:
             save_sparse(path, baked.state_dict(), half)
         return baked

@@ -30,7 +30,7 @@ class Monitor:
         seconds, self._clock = now - self._clock, now
         regenerated, pruned = {}, {}
         for label, net in self.networks.items():
-            totals = int(net.regrown.sum()), int(net.pruned.sum())
+            totals = int(net.counts.regrown.sum()), int(net.counts.pruned.sum())
             regenerated[label] = totals[0] - self.last_counts[label][0]
             pruned[label] = totals[1] - self.last_counts[label][1]
             self.last_counts[label] = totals

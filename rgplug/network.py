@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rgplug import fused, kernels
+from rgplug.counts import Counts
 from rgplug.errors import RgplugError
 from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
@@ -18,7 +18,6 @@ from rgplug.methods import Method, Step
 from rgplug.policy import Policy, TargetPolicy
 from rgplug.schedule import scheduled_density, steering_interval
 
-_COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 SAMPLES_PER_STEP, SAMPLES_PER_EPOCH = 2**16, 2**22  # entries that a target density is solved on
 
@@ -39,13 +38,7 @@ class Network:
         self.sparse = method.prunes
         self.auxiliary = False  # the coming steps are lazy-regularisation phases, not iterations of their own
         self.iteration = 0
-        device = weights[0].param.device if weights else torch.device("cpu")
-        self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
-        self.kept = self.numel.clone()  # kept entries of each weight, counted on the device
-        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept, summed over all steps
-        self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
-        self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
-        self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
+        self.counts = Counts(weights)
         self.kernels = policy.kernels
         self._met = False  # the target density was met, and nothing has changed since
         if method.prunes:
@@ -54,8 +47,7 @@ class Network:
                 for w in weights:
                     method.attach(w)
                 method.begin(weights)
-                counts = [torch.count_nonzero(w.mask) for w in weights]
-                self.kept = torch.stack(counts).to(self.kept) if counts else self.kept
+                self.counts.recount()
 
     # ---- around a step -------------------------------------------------------------------------------------------
 
@@ -69,7 +61,7 @@ class Network:
         for w in seen:
             if w.follow():
                 self._follow(w)
-        zeros = self.kept.new_empty(len(seen))  # in each weight
+        zeros = self.counts.kept.new_empty(len(seen))  # in each weight
         scratch = kernels.Scratch()
         for w, zero in zip(seen, zeros.unbind()):
             w.set_prepared()
@@ -85,17 +77,14 @@ class Network:
             if grad_scale is not None and w.threshold_grad is not None:
                 w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
         if self.sparse and seen:
-            self._count_written(seen, zeros)
+            self.counts.found(seen, zeros)
 
     @torch.no_grad()
     def start(self, w: MaskedWeight) -> None:
         """The host has loaded its weights: the method's units, and the masks that some methods draw then."""
         self.method.start(w)
         w.fresh = False
-        i = self.weights.index(w)
-        kept = torch.count_nonzero(w.mask).to(self.kept)
-        self.pruned[i] += self.kept[i] - kept
-        self.kept[i] = kept
+        self.counts.started(w)
 
     def _before(self, w: MaskedWeight, grad: Tensor | None, zeros: Tensor, scratch: kernels.Scratch) -> None:
         """One weight's share of `before_step`; `zeros` (0-dim) gets the zeros in the weight."""
@@ -129,8 +118,7 @@ class Network:
                     w.restore()  # or the next step would take what this one did to pruned entries for the host's
                 raise
         if not self.auxiliary:
-            at = self._index(weights)
-            self._add("density_steps", at, self.kept[at] / self.numel[at])
+            self.counts.stepped(weights)
 
     def _draw_anew(self, weights: list[MaskedWeight], step: Step) -> None:
         """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
@@ -182,7 +170,7 @@ class Network:
 
     def _join(self, weights: list[MaskedWeight]) -> None:
         if weights:
-            self._count_written(weights, torch.stack([w.gather().to(self.kept) for w in weights]))
+            self.counts.found(weights, torch.stack([w.gather().to(self.counts.kept) for w in weights]))
             for w in weights:
                 self.method.measure(w)
 
@@ -201,14 +189,14 @@ class Network:
 
     def _refresh(self, weights: list[MaskedWeight]) -> None:
         self.method.decide(weights)
-        counts = self.kept.new_empty(len(weights), 2)  # entries pruned, and those that were kept until now
+        counts = self.counts.kept.new_empty(len(weights), 2)  # entries pruned, and those that were kept until now
         scratch = kernels.Scratch()
         for w, count in zip(weights, counts.unbind()):
             before = w.mask.clone() if self.reset_moments else None
             self._draw(w, count, scratch)
             if before is not None:
                 self._reset_moments(w, before.logical_xor_(w.mask))
-        self._count(weights, counts)
+        self.counts.drawn(weights, counts)
 
     def _draw(self, w: MaskedWeight, counts: Tensor, scratch: kernels.Scratch) -> None:
         """A new mask for one weight; `counts` [2] gets the entries pruned and the newly pruned."""
@@ -236,7 +224,7 @@ class Network:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
         for w in self.weights:
             # they count into the network's counters
-            device = next((x.device.type for x in (w.param, self.kept) if x.device.type != "cpu"), "cpu")
+            device = next((x.device.type for x in (w.param, self.counts.kept) if x.device.type != "cpu"), "cpu")
             uncovered = device if device != "cpu" else f"dormant: {str(w.rounded)[6:]}" if w.is_rounded else ""
             w.loops = fused.load(w.param.dtype) if not uncovered and self.kernels != "eager" else None
             if self.kernels == "fused" and w.loops is None:
@@ -245,26 +233,6 @@ class Network:
                     f"policy.kernels is fused, but {self.label}.{w.name} can have no fused loops: {reason}; set "
                     "kernels: auto to use tensor operations instead"
                 )
-
-    def _count(self, weights: list[MaskedWeight], counts: Tensor) -> None:
-        at, lost = self._index(weights), counts[:, 1]
-        change = self.numel[at].sub(counts[:, 0]).sub_(self.kept[at])
-        self._add("kept", at, change)
-        self._add("regrown", at, change.add_(lost))
-        self._add("pruned", at, lost)
-
-    def _index(self, weights: list[MaskedWeight]) -> Any:
-        """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
-        if len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights)):
-            return ...
-        return [self.weights.index(w) for w in weights]  # an optimizer may list them in an order of its own
-
-    def _add(self, counter: str, at: Any, value: Tensor) -> None:
-        held: Tensor = getattr(self, counter)
-        if at is ...:
-            held.add_(value)
-        else:
-            held[at] += value
 
     def _reset_moments(self, w: MaskedWeight, changed: Tensor) -> None:
         """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0."""
@@ -277,11 +245,6 @@ class Network:
             if isinstance(moment, Tensor) and moment.shape == changed.shape:
                 kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
 
-    def _count_written(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
-        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
-        at = self._index(weights)
-        self._add("written", at, self.numel[at].sub(zeros).sub_(self.kept[at]).clamp_min_(0))
-
     def _bring_along(self) -> None:
         """Follow the host's Parameters to another device or dtype."""
         for w in self.weights:
@@ -290,8 +253,7 @@ class Network:
 
     def _follow(self, w: MaskedWeight) -> None:
         self.method.follow(w)
-        for counter in ("numel", *_COUNTERS):
-            setattr(self, counter, getattr(self, counter).to(w.param.device))
+        self.counts.follow(w.param.device)
         self._load_loops()
 
     # ---- the regularizer ---------------------------------------------------------------------------------------------
@@ -323,8 +285,7 @@ class Network:
             w.split(torch.zeros_like(w.param))
             if before is not None:
                 self._reset_moments(w, torch.logical_not(before))
-        self.regrown += self.numel - self.kept
-        self.kept.copy_(self.numel)
+        self.counts.dense()
         self.sparse = self._met = False
 
     @torch.no_grad()
@@ -349,14 +310,14 @@ class Network:
     @torch.no_grad()
     def take_written(self) -> int:
         """Non-zeros that the host wrote at pruned positions since it was last asked. Reads the device."""
-        waiting = torch.zeros_like(self.written)  # written since the last step, taken over at the next one
+        waiting = torch.zeros_like(self.counts.written)  # written since the last step, taken over at the next one
         if self.sparse:
             self._bring_along()
             waiting = torch.stack(
-                [torch.count_nonzero(w.data.masked_fill(w.mask, 0)).to(self.written) for w in self.weights]
+                [torch.count_nonzero(w.data.masked_fill(w.mask, 0)).to(waiting) for w in self.weights]
             )
-        total = int((self.written + waiting).sum())
-        self.written = -waiting
+        total = int((self.counts.written + waiting).sum())
+        self.counts.written = -waiting
         return total
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -366,20 +327,24 @@ class Network:
 
     def density(self) -> float:
         """Share of all managed weights that is kept. Reads the device."""
-        return (self.kept.sum() / self.numel.sum()).item() if self.weights else 1.0
+        return self.counts.density()
 
     def layer_density(self) -> dict[str, float]:
-        return dict(zip((w.name for w in self.weights), (self.kept / self.numel).tolist()))
+        return self.counts.layer_density()
 
     def state_dict(self) -> dict[str, Any]:
-        counters = {k: getattr(self, k).clone() for k in _COUNTERS}
         weights = {}
         for w in self.weights:
             state: dict[str, Any] = {"mask": w.mask.clone(), "dormant": w.dormant.clone(), "steps": w.steps}
             if w.threshold is not None:
                 state["threshold"] = w.threshold.clone()
             weights[w.name] = {**state, **{f"method.{k}": v for k, v in self.method.state_of(w).items()}}
-        return {"sparse": self.sparse, "iteration": self.iteration, "counters": counters, "weights": weights}
+        return {
+            "sparse": self.sparse,
+            "iteration": self.iteration,
+            "counters": self.counts.state_dict(),
+            "weights": weights,
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -392,8 +357,7 @@ class Network:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"))
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
-        for key, value in state["counters"].items():
-            getattr(self, key).copy_(value)
+        self.counts.load_state_dict(state["counters"])
 
 
 def _keep_largest(w: MaskedWeight, dims: tuple[int, ...], pruned: Tensor) -> None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rgplug
+from rgplug.layout import FilterLayout
+from rgplug.masking import MaskedWeight
 
 # thresholds that grow by lr each step and nothing else: Adam divides lambda by itself
 RAMP = {"sparsity_weight": 1.0, "threshold": {"task_gradient": False}}
@@ -24,6 +26,11 @@ def linear(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) 
     with torch.no_grad():
         layer.weight.copy_(weight)
     return layer
+
+
+def managed_weight(layer: nn.Linear) -> MaskedWeight:
+    """The weight of a linear layer under a mask, with no controller around it."""
+    return MaskedWeight("weight", layer, layer.weight, FilterLayout(tuple(layer.weight.shape)))
 
 
 def set_grad(layer: nn.Module, rows: Any, name: str = "weight") -> None:

@@ -64,7 +64,7 @@ class Watch:
 
     def counts(self, network: str) -> tuple[int, int, int]:
         net = self.rg.networks[network]
-        return int(net.kept.sum()), int(net.pruned.sum()), int(net.regrown.sum())
+        return int(net.counts.kept.sum()), int(net.counts.pruned.sum()), int(net.counts.regrown.sum())
 
     def after_step(self, network: str) -> None:
         for w in self.rg.weights(network):

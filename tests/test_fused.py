@@ -77,8 +77,8 @@ def train(net: nn.Module, policy: dict[str, Any], steps: int = 20) -> dict[str, 
         optimizer.step()
     (weight,) = rg.networks["G"].weights
     found = {"mask": weight.mask, "dormant": weight.dormant, "threshold": weight.threshold, "weight": param.detach()}
-    network = rg.networks["G"]
-    counters = torch.stack([network.kept, network.regrown, network.pruned, network.written])
+    counts = rg.networks["G"].counts
+    counters = torch.stack([counts.kept, counts.regrown, counts.pruned, counts.written])
     rg.detach()
     return {k: v.clone() for k, v in {**found, "counters": counters}.items()}
 

@@ -140,4 +140,4 @@ def test_zeros_of_live_weights_are_no_host_writes() -> None:
     set_grad(G, 0.0)
     opt.step()
     assert G.mask.all()
-    assert int(rg.networks["G"].written.sum()) == 0
+    assert int(rg.networks["G"].counts.written.sum()) == 0

@@ -118,7 +118,7 @@ def test_masks_stay_and_nothing_comes_back(tmp_path: Path) -> None:
     for w, mask in zip(rg.weights("G"), masks):
         assert torch.equal(w.mask, mask)
         assert not w.data[~mask].any()
-    assert rg.networks["G"].regrown.sum() == 0
+    assert rg.networks["G"].counts.regrown.sum() == 0
 
 
 @pytest.mark.parametrize(

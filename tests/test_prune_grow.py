@@ -145,7 +145,7 @@ def test_without_warm_up_the_first_step_is_sparse_on_the_weights_the_host_loaded
     linear = rg.weights("G")[1]
     assert linear.mask.reshape(-1).int().diff().abs().sum() == 1  # the smallest come first
     assert linear.density == pytest.approx(0.6, abs=2e-3)
-    managed = rg.networks["G"]
+    managed = rg.networks["G"].counts
     assert managed.pruned.sum() == managed.numel.sum() - managed.kept.sum() > 0
     assert managed.regrown.sum() == 0
 

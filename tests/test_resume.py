@@ -32,7 +32,9 @@ def everything(host: Host, rg: rgplug.Controller) -> dict[str, torch.Tensor]:
         seen.update({f"{n} {k}": v.clone() for k, v in net.state_dict().items()})
         for i, state in enumerate(host.opt[n].state.values()):
             seen.update({f"{n} {i} {k}": v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)})
-        seen[f"{n} counts"] = torch.stack([rg.networks[n].kept, rg.networks[n].regrown, rg.networks[n].pruned])
+        seen[f"{n} counts"] = torch.stack(
+            [getattr(rg.networks[n].counts, key) for key in ("kept", "regrown", "pruned")]
+        )
     return seen
 
 

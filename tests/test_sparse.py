@@ -110,7 +110,7 @@ def test_stu_gan_equals_the_oracle(kernels: str, reset: bool) -> None:
         state = optimizer.state[w.param]
         np.testing.assert_allclose(state["exp_avg"].numpy(), oracle.m[w.name], rtol=0, atol=1e-12)
         np.testing.assert_allclose(state["exp_avg_sq"].numpy(), oracle.v[w.name], rtol=0, atol=1e-12)
-    regrown, pruned = rg.networks["G"].regrown.sum(), rg.networks["G"].pruned.sum()
+    regrown, pruned = rg.networks["G"].counts.regrown.sum(), rg.networks["G"].counts.pruned.sum()
     assert regrown == pruned > moved / 2
 
 

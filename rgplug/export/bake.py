@@ -19,8 +19,14 @@ def bake(network: nn.Module, net: Network) -> nn.Module:
     """A deep copy of `network` (the managed one, or a moving average of it) under the live mask, in eval mode.
 
     Wrappers (DDP, compile) are left out; classes, keys and pickles are the host's, and outputs are those of the masked
-    network bit for bit. Raises RgplugError for another network, and for one that cannot be copied.
+    network bit for bit. Raises RgplugError while the network trains dense, for another one as `network`, and for one
+    that cannot be copied.
     """
+    if net.method.prunes and not net.sparse:
+        raise RgplugError(
+            f"{net.label} trains dense at the moment (augmented regeneration) and has nothing pruned to export; export "
+            f"in a sparse phase, or take copy.deepcopy({net.label})"
+        )
     try:
         baked = copy.deepcopy(unwrap(network))
     except Exception as error:

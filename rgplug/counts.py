@@ -1,0 +1,96 @@
+"""What a network's masks kept, regrew and pruned, weight by weight, counted where the weights are: without a sync."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgplug.masking import MaskedWeight
+
+_COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
+
+
+class Counts:
+    """float64 [weights] each, on the device of the weights."""
+
+    def __init__(self, weights: list[MaskedWeight]):
+        self._weights = weights
+        device = weights[0].param.device if weights else torch.device("cpu")
+        self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
+        self.kept = self.numel.clone()
+        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept, summed over all steps
+        self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
+        self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
+        self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
+
+    def recount(self) -> None:
+        """Kept entries from the masks themselves."""
+        if self._weights:
+            self.kept = torch.stack([torch.count_nonzero(w.mask) for w in self._weights]).to(self.kept)
+
+    def drawn(self, weights: list[MaskedWeight], counts: Tensor) -> None:
+        """New masks; counts: [weights, 2], the entries pruned, and those of them that were kept until now."""
+        at, lost = self._index(weights), counts[:, 1]
+        change = self.numel[at].sub(counts[:, 0]).sub_(self.kept[at])
+        self._add("kept", at, change)
+        self._add("regrown", at, change.add_(lost))
+        self._add("pruned", at, lost)
+
+    def started(self, weight: MaskedWeight) -> None:
+        """A mask that a weight begins with."""
+        i = self._weights.index(weight)
+        kept = torch.count_nonzero(weight.mask).to(self.kept)
+        self.pruned[i] += self.kept[i] - kept
+        self.kept[i] = kept
+
+    def dense(self) -> None:
+        """Everything has come back."""
+        self.regrown += self.numel - self.kept
+        self.kept.copy_(self.numel)
+
+    def found(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
+        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
+        at = self._index(weights)
+        self._add("written", at, self.numel[at].sub(zeros).sub_(self.kept[at]).clamp_min_(0))
+
+    def stepped(self, weights: list[MaskedWeight]) -> None:
+        """An iteration of these weights."""
+        at = self._index(weights)
+        self._add("density_steps", at, self.kept[at] / self.numel[at])
+
+    def density(self) -> float:
+        """Share of all weights that is kept. Reads the device."""
+        return (self.kept.sum() / self.numel.sum()).item() if self._weights else 1.0
+
+    def layer_density(self) -> dict[str, float]:
+        """The same by weight."""
+        return dict(zip((w.name for w in self._weights), (self.kept / self.numel).tolist()))
+
+    def follow(self, device: torch.device) -> None:
+        """The weights have moved."""
+        for counter in ("numel", *_COUNTERS):
+            setattr(self, counter, getattr(self, counter).to(device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {counter: getattr(self, counter).clone() for counter in _COUNTERS}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for counter, value in state.items():
+            getattr(self, counter).copy_(value)
+
+    def _index(self, weights: list[MaskedWeight]) -> Any:
+        """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
+        if len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights)):
+            return ...
+        return [self._weights.index(w) for w in weights]  # an optimizer may list them in an order of its own
+
+    def _add(self, counter: str, at: Any, value: Tensor) -> None:
+        held: Tensor = getattr(self, counter)
+        if at is ...:
+            held.add_(value)
+        else:
+            held[at] += value
