@@ -17,6 +17,7 @@ import rgplug
 from rgplug import RgplugError, state
 from rgplug.export import compact, load_compact, load_sparse, save_compact, save_onnx, save_sparse
 from rgplug.export.surgery import Carrying
+from rgplug.metrics import default_sample_fn
 
 LATENTS = 1000
 
@@ -240,6 +241,35 @@ def test_a_file_of_a_network_with_groups_and_buffers_of_its_own(tmp_path: Path) 
     again = load_compact(tmp_path / "G", G())
     assert torch.equal(again(x), result.network(x))
     assert equal(again(x), network(x))
+
+
+def test_a_channel_that_is_read_for_a_few_latents_only() -> None:
+    """Its style is 0 for the latents of the trace; on others it is not, and that is noticed."""
+
+    class G(nn.Module):
+        z_dim = 3
+
+        def __init__(self, latent: int = 0, open_above: float = 0.0) -> None:
+            super().__init__()
+            self.first, self.affine = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.weight = nn.Parameter(torch.randn(48, 4))
+            with torch.no_grad():  # styles of 1, and a last one that opens above a value of one latent
+                self.affine.weight.zero_()[3, latent] = 1.0
+                self.affine.bias.fill_(1.0)[3] = -open_above
+
+        def forward(self, z: Tensor) -> Tensor:
+            weight = self.weight * torch.relu(self.affine(z))[:, None]
+            return torch.bmm(weight, self.first(z)[:, :, None]).view(-1, 3, 4, 4)
+
+    torch.manual_seed(0)
+    sampler = default_sample_fn(G())
+    seen, others = sampler.arguments(4)[0].amax(0), sampler.arguments(16)[0].amax(0)
+    latent = int((others - seen).argmax())
+    assert others[latent] > seen[latent]
+    network = G(latent, float(seen[latent] + others[latent]) / 2)
+    with pytest.raises(RgplugError, match=r"cannot be compacted from 4 latents: on 16 others .* give more"):
+        compact(network)
+    assert compact(network, default_sample_fn(network).arguments(64)).removed == 0
 
 
 def test_files_are_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,8 @@ def _in_words(card: CostCard) -> list[str]:
         "dense is a copy of the baked network with values in place of its zeros. Measured speeds are relative to it, "
         "those of ONNX files to its ONNX file, so that what another runtime gains is not taken for pruning.",
         "baked computes every MAC that dense computes, zeros included, and is no faster: its measured speed of "
-        f"{measured} differs from 1 by the noise of this machine. {card.theoretical_speed(baked):.2f} would take "
-        "kernels that leave zeros out.",
+        f"{measured}, where arithmetic says 1, shows how far to trust the others. {card.theoretical_speed(baked):.2f} "
+        "would take kernels that leave zeros out.",
         "Peak activations: on a CPU bytes of tensors that operators returned and that were alive at the same time, "
         "weights that a norm computes among them, without workspaces inside an operator; on a GPU "
         "torch.cuda.max_memory_allocated. Not followed in onnxruntime.",

@@ -29,6 +29,7 @@ from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserv
 from rgplug.select import unwrap
 
 BATCH = 4  # latents that a network is traced and checked with
+FRESH = 16  # others that it is checked with at the end
 TRIES = 24  # of numbers that a host's forward may hold beside its layers
 ROUNDS = 20  # a channel that goes can leave another one without readers
 
@@ -65,14 +66,16 @@ class Compact:
 def compact(network: nn.Module, inputs: tuple[Any, ...] | None = None, tolerance: float = 1e-4) -> Compact:
     """A smaller network with the same outputs, from a baked one (`rg.export()`), which stays as it is.
 
-    inputs: what forward takes, a batch of four or more; guessed for unconditional generators. tolerance: relative to
-    the largest output. Raises RgplugError for a network that is attached, cannot be traced, or whose inputs cannot be
-    guessed.
+    inputs: what forward takes, a batch of four or more; guessed for unconditional generators, whose outputs are then
+    compared on further latents, too. tolerance: relative to the largest output. Raises RgplugError for a network that
+    is attached, cannot be traced, or whose inputs cannot be guessed.
     """
     network = unwrap(network)
     refuse_attached(network)
+    sampler = default_sample_fn(network) if inputs is None else None
     if inputs is None:
-        inputs = default_sample_fn(network).arguments(BATCH)
+        assert sampler is not None
+        inputs = sampler.arguments(BATCH)
     plain = plain_copy(network, inputs)
     check = _Check(network, inputs, tolerance)
     apart = check.difference(plain)
@@ -91,6 +94,13 @@ def compact(network: nn.Module, inputs: tuple[Any, ...] | None = None, tolerance
         if not done:
             break
         found, removed = smaller, removed + done
+    if sampler is not None and removed:
+        fresh = _Check(network, sampler.arguments(FRESH), tolerance).difference(found)
+        if not fresh <= tolerance:
+            raise RgplugError(
+                f"{type(network).__name__} cannot be compacted from {BATCH} latents: on {FRESH} others its outputs "
+                f"differ by {fresh:.0e} of the largest; give more, inputs=(z,), so that what is rarely read is seen"
+            )
     after = dict(named_once(found))
     shapes = {
         name: (tuple(t.shape), tuple(after[name].shape))

@@ -11,8 +11,9 @@ from torch import Tensor
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Rule, Step, threshold
-from rgplug.methods.threshold_masks import MASKS, Masks, threshold_of
+from rgplug.methods.threshold_masks import MASKS, Masks
 from rgplug.methods.threshold_optimizer import ThresholdOptimizer
+from rgplug.methods.threshold_shift import threshold_of
 from rgplug.policy import Policy
 from rgplug.units import Units
 

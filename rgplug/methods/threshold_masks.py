@@ -15,7 +15,7 @@ from torch import Tensor
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Rule, threshold
-from rgplug.methods.threshold_shift import UnitBlock, shift_entries, shift_units
+from rgplug.methods.threshold_shift import UnitBlock, shift_entries, shift_units, threshold_of
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import ThresholdPolicy
 from rgplug.units import Block, Filters, Fours, Kernels, Units, filter_sums, spared, spread
@@ -281,9 +281,3 @@ MASKS: dict[str, type[EntryMasks] | type[KernelMasks] | type[FilterMasks] | type
     "filter": FilterMasks,
     "2:4": FourMasks,
 }
-
-
-def threshold_of(weight: MaskedWeight) -> Tensor:
-    """[filters]. Every weight of this method has thresholds."""
-    assert weight.threshold is not None
-    return weight.threshold

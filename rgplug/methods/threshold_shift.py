@@ -26,7 +26,7 @@ def shift_entries(
     start moves with `iteration`. recurrent: False where what is pruned may not come back."""
     device = weights[0].param.device
     if keep >= 1:
-        _lower(weights, [_below_all(_least(w), _threshold(w).abs().amax()) for w in weights])
+        _lower(weights, [_below_all(_least(w), threshold_of(w).abs().amax()) for w in weights])
         return
     stride = -(-sum(w.numel for w in weights) // (samples if recurrent else 16 * samples))
     parts, caps = [], []
@@ -46,12 +46,12 @@ def shift_entries(
 def _margins(w: MaskedWeight, start: int, step: int, recurrent: bool) -> Tensor:
     """|theta| / scale - t of every step-th entry from `start` on; -inf for those that may not come back."""
     index = torch.arange(start, w.numel, step, device=w.dormant.device)
-    margin = threshold.margin(w.dormant.reshape(-1)[start::step], _threshold(w)[w.layout.filter_of(index)], w.scale)
+    margin = threshold.margin(w.dormant.reshape(-1)[start::step], threshold_of(w)[w.layout.filter_of(index)], w.scale)
     return margin if recurrent else margin.masked_fill_(~w.mask.reshape(-1)[start::step], -torch.inf)
 
 
 def _least(w: MaskedWeight) -> Tensor:
-    return threshold.margin(w.layout.view(w.dormant), w.layout.expand(_threshold(w)), w.scale).amin()
+    return threshold.margin(w.layout.view(w.dormant), w.layout.expand(threshold_of(w)), w.scale).amin()
 
 
 def _cap(w: MaskedWeight, margin: Tensor, guard: float) -> Tensor:
@@ -59,7 +59,7 @@ def _cap(w: MaskedWeight, margin: Tensor, guard: float) -> Tensor:
     if margin.numel() == 1:
         return margin[0] - margin[0].abs() - 1
     rest = max(1, math.ceil(1.5 * guard * margin.numel()))
-    return _quantile(margin, max(margin.numel() - rest, 1), 1e-6 * _threshold(w).abs().amax())
+    return _quantile(margin, max(margin.numel() - rest, 1), 1e-6 * threshold_of(w).abs().amax())
 
 
 def _quantile(margins: Tensor, rank: int, slack: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def shift_units(
     weights = [w for block in blocks for w in units.weights_of(block)]
     margins = [margins_of(block).reshape(-1).to(device) for block in blocks]
     if keep >= 1:
-        highest = torch.stack([_threshold(w).abs().amax().to(device) for w in weights]).amax()
+        highest = torch.stack([threshold_of(w).abs().amax().to(device) for w in weights]).amax()
         _lower(weights, [_below_all(m.amin(), highest) for m in margins])
         return
     slack = _slack(weights)
@@ -161,7 +161,7 @@ def _lower(weights: Sequence[MaskedWeight], amounts: Sequence[Tensor]) -> None:
     device = weights[0].param.device
     amount = torch.stack([a.to(device) for a in amounts]).amin().clamp_max_(0)
     for w in weights:
-        _threshold(w).add_(torch.nan_to_num(amount, nan=0.0, neginf=0.0).to(w.param.device))
+        threshold_of(w).add_(torch.nan_to_num(amount, nan=0.0, neginf=0.0).to(w.param.device))
 
 
 def _just_below(margins: Tensor, slack: Tensor) -> Tensor:
@@ -172,13 +172,14 @@ def _just_below(margins: Tensor, slack: Tensor) -> Tensor:
 def _slack(weights: Sequence[MaskedWeight]) -> Tensor:
     """What rounding can do to a margin, absolute."""
     device = weights[0].param.device
-    return 1e-6 * torch.stack([_threshold(w).abs().amax().to(device) for w in weights]).amax()
+    return 1e-6 * torch.stack([threshold_of(w).abs().amax().to(device) for w in weights]).amax()
 
 
 def _add(weight: MaskedWeight, shift: Tensor) -> None:
-    _threshold(weight).add_(torch.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0))
+    threshold_of(weight).add_(torch.nan_to_num(shift, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _threshold(weight: MaskedWeight) -> Tensor:
+def threshold_of(weight: MaskedWeight) -> Tensor:
+    """[filters]. Every weight of this method has thresholds."""
     assert weight.threshold is not None
     return weight.threshold
