@@ -80,11 +80,12 @@ def by_size(rounds: int) -> list[str]:
 
 def host_iterations(rounds: int) -> list[str]:
     rows = [
-        [n, f"{v['ratio']:.3f}", f"{v['stock, ms']:.0f}", f"{v['managed']:,}"] for n, v in hosts.run(rounds).items()
+        [n, f"{v['ratio']:.3f}", f"{v['another stock']:.3f}", f"{v['stock, ms']:.0f}", f"{v['managed']:,}"]
+        for n, v in hosts.run(rounds).items()
     ]
-    rows = rows or [["none: RGPLUG_HOSTS names no folder of checkouts", "", "", ""]]
-    text = f"Aim: {HOSTS}."
-    columns = ["host", "attached / stock", "stock, ms", "managed weights"]
+    rows = rows or [["none: RGPLUG_HOSTS names no folder of checkouts", "", "", "", ""]]
+    text = f"Aim: {HOSTS}. Another stock: a copy without rgplug, as above."
+    columns = ["host", "attached / stock", "another stock / stock", "stock, ms", "managed weights"]
     return section("An iteration of the hosts", text, columns, rows)
 
 
