@@ -336,3 +336,19 @@ void variance(const Shape *s, const REAL *weight, const BITS *dormant, int32_t g
     }
     *out = squares / (double)n;
 }
+
+/* ---- margins ----------------------------------------------------------------------------------------------------- */
+
+/* |theta| / scale - t of the entries start, start + step, ... in memory order, theta as it is between `restore` and
+   `refresh`. mask: -infinity where it is 0; or NULL. */
+void margins(const Shape *s, const REAL *restrict theta, const uint8_t *restrict mask, const REAL *threshold,
+             const REAL *scale, int64_t start, int64_t step, REAL *restrict out) {
+    const int64_t n = (s->rows * s->columns - start + step - 1) / step;
+    const REAL unit = scale ? *scale : 1;
+#pragma omp parallel for schedule(static) num_threads(s->threads) if (n > SMALL)
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t at = start + i * step;
+        const REAL size = size_of(theta[at]), t = threshold[filter_of(s, at / s->columns)];
+        out[i] = mask && !mask[at] ? -(REAL)__builtin_inf() : (scale ? size / unit : size) - t;
+    }
+}

@@ -72,7 +72,9 @@ class Fused:
         self._restore.argtypes = [shape, *[_POINTER] * 2]
         self._refresh.argtypes = [shape, *[_POINTER] * 5, ctypes.c_int32, ctypes.c_double, _POINTER]
         self._variance.argtypes = [shape, *[_POINTER] * 2, ctypes.c_int32, *[_POINTER] * 2]
-        self._before.restype = self._restore.restype = self._variance.restype = None
+        self._margins = library.margins
+        self._margins.argtypes = [shape, *[_POINTER] * 4, *[ctypes.c_int64] * 2, _POINTER]
+        self._before.restype = self._restore.restype = self._variance.restype = self._margins.restype = None
         self._after.restype = self._refresh.restype = ctypes.c_int32
 
     def covers(self, layout: FilterLayout, *tensors: Tensor) -> bool:
@@ -157,6 +159,15 @@ class Fused:
         parts = torch.empty(2 * -(-weight.numel() // _CHUNK), dtype=torch.float64)
         out = torch.empty((), dtype=torch.float64)
         self._variance(shape.now(), weight.data_ptr(), dormant.data_ptr(), gathered, parts.data_ptr(), out.data_ptr())
+        return out
+
+    def margins(
+        self, shape: Shape, theta: Tensor, mask: Tensor | None, threshold: Tensor, scale: Tensor | None, at: range
+    ) -> Tensor:
+        """|theta| / scale - t of the entries `at` in memory order: [len(at)]; -inf where `mask` is False."""
+        out = torch.empty(len(at), dtype=self.dtype)
+        pointers = [_address(x) for x in (theta, mask, threshold, scale)]
+        self._margins(shape.now(), *pointers, at.start, at.step, out.data_ptr())
         return out
 
 

@@ -17,6 +17,7 @@ from rgplug.errors import RgplugError
 from rgplug.kernels import as_bits
 from rgplug.layout import FilterLayout
 from rgplug.masking import MaskedWeight
+from rgplug.methods.threshold_shift import threshold_of
 
 needs_compiler = pytest.mark.skipif(
     fused.load(torch.float32) is None, reason=f"no fused loops here: {fused.why_not(torch.float32)}"
@@ -56,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "spectral, full": {"threshold.units": "spectral", "threshold.weight_gradient": "full"},
     "no recurrence": {"regeneration.recurrent": False, "threshold.units": "layer_std"},
     "target": {"target": {"G": 0.4, "by": 10}},
+    "target, no recurrence": {"target": {"G": 0.4, "by": 10}, "regeneration.recurrent": False},
     "guard": {"threshold.guard": 0.7},
 }
 
@@ -88,7 +90,7 @@ def train(net: nn.Module, policy: dict[str, Any], steps: int = 20) -> dict[str, 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_fused_and_eager_agree(layer: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    for name in ("before", "after", "restore", "refresh"):
+    for name in ("before", "after", "restore", "refresh", "margins"):
         original = getattr(fused.Fused, name)
         monkeypatch.setattr(fused.Fused, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
     torch.manual_seed(0)
@@ -102,10 +104,39 @@ def test_fused_and_eager_agree(layer: str, setting: str, monkeypatch: pytest.Mon
     else:
         assert {"before", "restore", "refresh"} <= set(calls)  # the last two at detach
         assert ("after" in calls) is not looks
+        assert ("margins" in calls) is ("target" in SETTINGS[setting])
     assert torch.equal(ours["mask"], eager["mask"])
     assert setting == "guard" or eager["counters"][2] > 0  # something was pruned
     for key in ("weight", "dormant", "threshold", "counters"):
         torch.testing.assert_close(ours[key], eager[key], rtol=0, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_common_level_is_the_same_where_it_would_empty_a_layer(
+    recurrent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a sample of the entries; the layer of small weights keeps a share, and the others make up for it."""
+    monkeypatch.setattr("rgplug.network.SAMPLES_PER_STEP", 500)
+    found = []
+    for kernels in ("fused", "eager"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 50), nn.Linear(50, 20)).double()
+        with torch.no_grad():
+            net[1].weight.mul_(1e-3)
+        policy = {"target": {"G": 0.1, "by": 4}, "regeneration.recurrent": recurrent, "threshold.guard": 0.05}
+        rg = rgplug.attach(net, None, {**policy, "kernels": kernels})
+        optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+        for _ in range(6):
+            net(torch.randn(4, 30, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        weights = rg.networks["G"].weights
+        found.append((torch.cat([w.mask.flatten() for w in weights]), torch.cat([threshold_of(w) for w in weights])))
+        assert weights[1].density >= 0.05  # by the common level alone, nothing would be left
+        rg.detach()
+    (mask, threshold), (eager_mask, eager_threshold) = found
+    assert torch.equal(mask, eager_mask)
+    torch.testing.assert_close(threshold, eager_threshold, rtol=0, atol=1e-12)
 
 
 @needs_compiler

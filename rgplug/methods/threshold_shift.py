@@ -1,7 +1,8 @@
 """A common shift of all thresholds of a network, so that a wanted share of its weights lies above them.
 
 The differences between filters stay as they were learned. A layer that the common shift would empty is shifted only as
-far as leaves it its largest weights, and the others make up for it. Nothing here asks the device for a value.
+far as leaves it its largest weights, and the others make up for it. Nothing here asks a device for a value, unless it
+is the CPU.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def shift_entries(
     slack = _slack(weights)
     amount = _quantile(torch.cat(parts), rank, slack)
     for _ in range(2):
+        if not _may((torch.stack([c.to(device) for c in caps]) < amount).any()):
+            break
         amount = _quantile(torch.cat(_capped(parts, caps, amount)), rank, slack)
     for w, cap in zip(weights, caps):
         _add(w, torch.minimum(amount.to(cap.device), cap))
@@ -45,6 +48,10 @@ def shift_entries(
 
 def _margins(w: MaskedWeight, start: int, step: int, recurrent: bool) -> Tensor:
     """|theta| / scale - t of every step-th entry from `start` on; -inf for those that may not come back."""
+    loops = w.fused()
+    if loops is not None:
+        at = range(start, w.numel, step)
+        return loops.margins(w.rows, w.dormant, None if recurrent else w.mask, threshold_of(w), w.scale, at)
     index = torch.arange(start, w.numel, step, device=w.dormant.device)
     margin = threshold.margin(w.dormant.reshape(-1)[start::step], threshold_of(w)[w.layout.filter_of(index)], w.scale)
     return margin if recurrent else margin.masked_fill_(~w.mask.reshape(-1)[start::step], -torch.inf)
@@ -68,6 +75,8 @@ def _quantile(margins: Tensor, rank: int, slack: Tensor) -> Tensor:
     slack: what rounding can do to a margin, absolute.
     """
     value = margins.kthvalue(rank).values
+    if not _may(value == -torch.inf):
+        return value
     return torch.where(value == -torch.inf, _just_below(margins, slack), value)
 
 
@@ -149,6 +158,11 @@ def _capped(parts: Sequence[Tensor], caps: Sequence[Tensor], amount: Tensor) -> 
         torch.where(c < amount, torch.where(p > c, torch.inf, -torch.inf).to(p.dtype), p)
         for p, c in zip(parts, (c.to(amount.device) for c in caps))
     ]
+
+
+def _may(condition: Tensor) -> bool:
+    """Whether a condition (0-dim) can hold: what it says on a CPU, True where asking would wait for the device."""
+    return bool(condition) if condition.is_cpu and not torch.compiler.is_compiling() else True
 
 
 def _below_all(least: Tensor, highest: Tensor) -> Tensor:
