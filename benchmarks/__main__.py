@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import elementwise, evaluation, frechet, hosts, inference, methods, scaling, training_step
+from benchmarks import elementwise, evaluation, frechet, hosts, inference, keep_memory, methods, scaling, training_step
 from rgplug.export.measure import machine
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -218,4 +218,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()

@@ -27,10 +27,9 @@ import torch
 from torch import nn
 
 import rgplug
+from benchmarks import keep_memory
 
 POLICIES = Path(__file__).parent.parent / "examples" / "policies"
-# glibc keeps freed memory then: otherwise 30 to 120 thousand page faults an iteration, in no order, drown the rest
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 BLOCK = 2  # iterations
 HOSTS = {
     "StyleGAN2-ADA": ("stylegan2-ada-pytorch", "stylegan2_ada"),
@@ -188,12 +187,13 @@ def run(rounds: int = 16) -> dict[str, dict[str, float]]:
     for name, (checkout, _) in HOSTS.items():
         if folder and (Path(folder).expanduser() / checkout).is_dir():
             command = [sys.executable, "-m", "benchmarks.hosts", "--host", name, "--rounds", str(rounds)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | KEEP_MEMORY)
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             found[name] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 if __name__ == "__main__":
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=16, help="blocks of each variant")
     parser.add_argument("--host", choices=HOSTS, help="only this one, as JSON")

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rgplug
+from benchmarks import keep_memory
 from rgplug.examples.sngan import Discriminator, Generator
 
 BATCH = 16
@@ -121,6 +122,7 @@ def run(rounds: int = 20) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add: Callable[..., Any] = parser.add_argument
     add("--rounds", type=int, default=20, help="timed iterations of each variant")

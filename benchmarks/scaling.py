@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import rgplug
+from benchmarks import keep_memory
 from benchmarks.training_step import kept_beside
 
 WIDTH, BATCH = 1000, 4
@@ -76,6 +77,7 @@ def run(rounds: int = 20) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="steps of each variant that are timed")
     for size, values in run(parser.parse_args().rounds).items():

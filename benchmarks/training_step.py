@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import rgplug
+from benchmarks import keep_memory
 
 CASES = {  # name -> (channels, resolution, batch)
     "batch 16, 64 ch, 32x32": (64, 32, 16),
@@ -140,6 +141,7 @@ def run(rounds: int = 30) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="steps of each variant that are timed")
     for case, values in run(parser.parse_args().rounds).items():

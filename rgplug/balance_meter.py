@@ -51,20 +51,20 @@ class BalanceMeter(Observer):
         if network != "G" or G.auxiliary or (G.iteration + 1) % self.policy.measure or self._under_way is not None:
             return
         with self._unnoticed():
-            real, z = self._batch()
-            self._under_way = (real, z, self._fake(z))
+            z = self._latents()
+            images = self._images(z)
+            self._under_way = (self._real(images), z, self._score((images, *z[1:])))
 
     def after_step(self, network: str) -> None:
         if network != "G" or self._under_way is None:
             return
         (real, z, before), self._under_way = self._under_way, None
         with self._unnoticed():
-            after = self._fake(z)
+            after = self._score((self._images(z), *z[1:]))
             self.ratio.add(balance_ratio(self._score(real), before, after))
 
-    def _fake(self, z: tuple[Any, ...]) -> Tensor:
-        images = pick_images(self._modules["G"](*z))
-        return self._score((images, *z[1:]))
+    def _images(self, z: tuple[Any, ...]) -> Tensor:
+        return pick_images(self._modules["G"](*z))
 
     def _score(self, arguments: tuple[Any, ...]) -> Tensor:
         try:
@@ -77,26 +77,31 @@ class BalanceMeter(Observer):
         scores = scores[0] if isinstance(scores, (tuple, list)) else scores
         return scores.detach()
 
-    def _batch(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Real images and latents: the host's, else from the real images that the policy names."""
+    def _latents(self) -> tuple[Any, ...]:
+        """Arguments of G: the host's, else drawn as for an evaluation."""
         if self._given is not None:
-            return self._given
+            return self._given[1]
+        if self._sampler is None:
+            self._sampler = default_sample_fn(self._modules["G"])
+        latents: tuple[Any, ...] = self._sampler.arguments(self.policy.batch)
+        return latents
+
+    def _real(self, like: Tensor) -> tuple[Any, ...]:
+        """Arguments of D: the host's, else real images that the policy names, of the size of those of G."""
+        if self._given is not None:
+            return self._given[0]
         source = self._source
         if source is None:
             raise RgplugError(
                 "the balance ratio needs real images: name them (balance: {real: FOLDER}, or metric: {real: ...}), or "
                 "call rg.observe(real=..., z=...) in each iteration"
             )
-        if self._sampler is None:
-            self._sampler = default_sample_fn(self._modules["G"])
-        z = self._sampler.arguments(self.policy.batch)
-        fake = pick_images(self._modules["G"](*z))
         rows = torch.randint(source.count, (self.policy.batch,), generator=self._random).tolist()
-        size = (fake.shape[2], fake.shape[3])
+        size = (like.shape[2], like.shape[3])
         pictures = torch.cat(
             list(replace(source, count=len(rows), read=lambda i: source.read(rows[i])).batches(len(rows), size))
         )
-        return ((pictures.to(fake.device, fake.dtype) / 127.5 - 1,), z)
+        return (pictures.to(like.device, like.dtype) / 127.5 - 1,)
 
     @contextmanager
     def _unnoticed(self) -> Iterator[None]:
