@@ -14,11 +14,12 @@ from structured import LEAVE_OUT, Run, pair
 from torch import Tensor
 
 import rgplug
+from rgplug.methods import threshold_shift
 
 
 @contextmanager
 def forbidden() -> Iterator[None]:
-    """Everything that would wait for a device raises."""
+    """Everything that would wait for a device raises; what may be asked of a CPU is not asked, as on a device."""
 
     def refuse(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -31,6 +32,7 @@ def forbidden() -> Iterator[None]:
     with (
         mock.patch.multiple(Tensor, **{n: refuse(f"Tensor.{n}") for n in names}),
         mock.patch.multiple(torch, **{n: refuse(f"torch.{n}") for n in functions}),
+        mock.patch.object(threshold_shift, "_may", lambda condition: True),
     ):
         yield
 
@@ -67,6 +69,11 @@ def never_waiting(rg: rgplug.Controller) -> None:
                     step()
 
             optimizer.step = unguarded
+
+
+def test_only_a_cpu_is_asked() -> None:
+    assert threshold_shift._may(torch.tensor(True)) and not threshold_shift._may(torch.tensor(False))
+    assert threshold_shift._may(torch.empty((), dtype=torch.bool, device="meta"))  # has no value to tell
 
 
 @pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
