@@ -32,7 +32,7 @@ def forbidden() -> Iterator[None]:
     with (
         mock.patch.multiple(Tensor, **{n: refuse(f"Tensor.{n}") for n in names}),
         mock.patch.multiple(torch, **{n: refuse(f"torch.{n}") for n in functions}),
-        mock.patch.object(threshold_shift, "_may", lambda condition: True),
+        mock.patch.object(threshold_shift, "_may", return_value=True),
     ):
         yield
 
@@ -72,7 +72,8 @@ def never_waiting(rg: rgplug.Controller) -> None:
 
 
 def test_only_a_cpu_is_asked() -> None:
-    assert threshold_shift._may(torch.tensor(True)) and not threshold_shift._may(torch.tensor(False))
+    assert threshold_shift._may(torch.tensor(True))
+    assert not threshold_shift._may(torch.tensor(False))
     assert threshold_shift._may(torch.empty((), dtype=torch.bool, device="meta"))  # has no value to tell
 
 
