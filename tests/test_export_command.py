@@ -63,8 +63,8 @@ def test_a_card(checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         (["--card", "-"], "--card needs the network"),
         (["--network", "SNGANGenerator()"], "is no FILE.py:EXPRESSION"),
         (["--network", "nowhere.py:G()"], "there is no file nowhere.py"),
-        (["--network", NETWORK.replace("Generator", "Autoencoder")], "does not build a network in sngan.py (NameError"),
-        (["--network", NETWORK.replace("8", "4")], "is of another network than SNGANGenerator(width=4): it has shape"),
+        (["--network", NETWORK.replace(":SNGANGenerator", ":SNGANAutoencoder")], "does not build a network in sngan.py (NameError"),
+        (["--network", NETWORK.replace("width=8", "width=4")], "is of another network than SNGANGenerator(width=4): it has shape"),
         (["--network", NETWORK, "--onnx", "x"], "need no_such_package, which is not installed"),
     ],
 )
