@@ -11,7 +11,8 @@ from sngan import SNGANGenerator
 from rgplug.cli import main
 from rgplug.export import load_compact, read_sparse
 
-NETWORK = str(Path(__file__).parent / "sngan.py") + ":SNGANGenerator(width=8)"
+FILE = Path(__file__).parent / "sngan.py"
+NETWORK = f"{FILE}:SNGANGenerator(width=8)"
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_a_card(checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         (["--card", "-"], "--card needs the network"),
         (["--network", "SNGANGenerator()"], "is no FILE.py:EXPRESSION"),
         (["--network", "nowhere.py:G()"], "there is no file nowhere.py"),
-        (["--network", NETWORK.replace(":SNGANGenerator", ":SNGANAutoencoder")], "does not build a network in sngan.py (NameError"),
-        (["--network", NETWORK.replace("width=8", "width=4")], "is of another network than SNGANGenerator(width=4): it has shape"),
+        (["--network", f"{FILE}:SNGANAutoencoder()"], "does not build a network in sngan.py (NameError"),
+        (["--network", f"{FILE}:SNGANGenerator(width=4)"], "is of another network than SNGANGenerator(width=4): it has shape"),
         (["--network", NETWORK, "--onnx", "x"], "need no_such_package, which is not installed"),
     ],
 )
