@@ -30,7 +30,7 @@ import rgplug
 from benchmarks import keep_memory
 
 POLICIES = Path(__file__).parent.parent / "examples" / "policies"
-BLOCK = 2  # iterations
+ITERATIONS = 2  # of a block
 HOSTS = {
     "StyleGAN2-ADA": ("stylegan2-ada-pytorch", "stylegan2_ada"),
     "DiffAugment-BigGAN": ("data-efficient-gans/DiffAugment-biggan-cifar", "diffaugment_biggan"),
@@ -143,7 +143,7 @@ def measure(make: Callable[[], Made], policy: str, rounds: int) -> dict[str, flo
         _seconds(step, 1)  # the first step finds the optimizers
         watch = Watch(rg)
         attached.append(_seconds(step))
-        own.append(watch.seconds / BLOCK)
+        own.append(watch.seconds / ITERATIONS)
         state = rg.state_dict()
         rg.detach("dense")
     return {
@@ -173,7 +173,7 @@ class Watch:
         return timed
 
 
-def _seconds(step: Step, iterations: int = BLOCK) -> float:
+def _seconds(step: Step, iterations: int = ITERATIONS) -> float:
     """Of one iteration, the mean over some in a row."""
     start = time.perf_counter()
     for _ in range(iterations):

@@ -56,7 +56,8 @@ def _read_yaml(path: Path, presets: Mapping[str, Any]) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise RgplugError(f"policy file {path} cannot be read: {error.strerror}") from error
+        hint = f"; the preset of that name is {path.stem!r}, without {path.suffix}" if path.stem in presets else ""
+        raise RgplugError(f"policy file {path} cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise RgplugError(f"policy file {path} is no text: {error.reason}") from error
     except yaml.YAMLError as error:

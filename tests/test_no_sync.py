@@ -32,7 +32,7 @@ def forbidden() -> Iterator[None]:
     with (
         mock.patch.multiple(Tensor, **{n: refuse(f"Tensor.{n}") for n in names}),
         mock.patch.multiple(torch, **{n: refuse(f"torch.{n}") for n in functions}),
-        mock.patch.object(threshold_shift, "_may", return_value=True),
+        mock.patch.object(threshold_shift, "_may_hold", return_value=True),
     ):
         yield
 
@@ -72,9 +72,9 @@ def never_waiting(rg: rgplug.Controller) -> None:
 
 
 def test_only_a_cpu_is_asked() -> None:
-    assert threshold_shift._may(torch.tensor(True))
-    assert not threshold_shift._may(torch.tensor(False))
-    assert threshold_shift._may(torch.empty((), dtype=torch.bool, device="meta"))  # has no value to tell
+    assert threshold_shift._may_hold(torch.tensor(True))
+    assert not threshold_shift._may_hold(torch.tensor(False))
+    assert threshold_shift._may_hold(torch.empty((), dtype=torch.bool, device="meta"))  # has no value to tell
 
 
 @pytest.mark.parametrize("units", ["absolute", "layer_std", "spectral"])
@@ -89,10 +89,12 @@ def test_only_a_cpu_is_asked() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["old_sn", "grouped"])
-def test_a_step_never_waits_for_the_device(units: str, options: dict[str, Any], kind: str) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "eager"])
+def test_a_step_never_waits_for_the_device(kernels: str, units: str, options: dict[str, Any], kind: str) -> None:
+    """eager: the tensor operations that other devices take."""
     host = Host(kind)
     policy = {"sparsity_weight": 1e-2, "threshold": {"units": units, "weight_gradient": "full", "min": 0.0}, **options}
-    rg = rgplug.attach(host.G, host.D, policy)
+    rg = rgplug.attach(host.G, host.D, {**policy, "kernels": kernels})
     host.run(2)
     never_waiting(rg)
     host.run(2)

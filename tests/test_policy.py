@@ -162,3 +162,8 @@ def test_dotted_keys_of_any_depth() -> None:
     policy = Policy.load({"base": "rg-gan", "regeneration.augmented.dwell": 3, "threshold.guard": 0.1})
     assert policy.regeneration.augmented is not None
     assert (policy.regeneration.augmented.dwell, policy.threshold.guard) == (3, 0.1)
+
+
+def test_a_missing_file_with_the_name_of_a_preset() -> None:
+    with pytest.raises(RgplugError, match="rg-gan.yaml cannot be read: .*; the preset of that name is 'rg-gan'"):
+        Policy.load("rg-gan.yaml")

@@ -72,9 +72,9 @@ def compact(network: nn.Module, inputs: tuple[Any, ...] | None = None, tolerance
     """
     network = unwrap(network)
     refuse_attached(network)
-    sampler = default_sample_fn(network) if inputs is None else None
+    sampler = None
     if inputs is None:
-        assert sampler is not None
+        sampler = default_sample_fn(network)
         inputs = sampler.arguments(BATCH)
     plain = plain_copy(network, inputs)
     check = _Check(network, inputs, tolerance)

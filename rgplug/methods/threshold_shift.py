@@ -39,7 +39,7 @@ def shift_entries(
     slack = _slack(weights)
     amount = _quantile(torch.cat(parts), rank, slack)
     for _ in range(2):
-        if not _may((torch.stack([c.to(device) for c in caps]) < amount).any()):
+        if not _may_hold((torch.stack([c.to(device) for c in caps]) < amount).any()):
             break
         amount = _quantile(torch.cat(_capped(parts, caps, amount)), rank, slack)
     for w, cap in zip(weights, caps):
@@ -75,7 +75,7 @@ def _quantile(margins: Tensor, rank: int, slack: Tensor) -> Tensor:
     slack: what rounding can do to a margin, absolute.
     """
     value = margins.kthvalue(rank).values
-    if not _may(value == -torch.inf):
+    if not _may_hold(value == -torch.inf):
         return value
     return torch.where(value == -torch.inf, _just_below(margins, slack), value)
 
@@ -160,7 +160,7 @@ def _capped(parts: Sequence[Tensor], caps: Sequence[Tensor], amount: Tensor) -> 
     ]
 
 
-def _may(condition: Tensor) -> bool:
+def _may_hold(condition: Tensor) -> bool:
     """Whether a condition (0-dim) can hold: what it says on a CPU, True where asking would wait for the device."""
     return bool(condition) if condition.is_cpu and not torch.compiler.is_compiling() else True
 
