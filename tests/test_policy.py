@@ -165,5 +165,5 @@ def test_dotted_keys_of_any_depth() -> None:
 
 
 def test_a_missing_file_with_the_name_of_a_preset() -> None:
-    with pytest.raises(RgplugError, match="rg-gan.yaml cannot be read: .*; the preset of that name is 'rg-gan'"):
+    with pytest.raises(RgplugError, match="; the preset of that name is 'rg-gan'"):
         Policy.load("rg-gan.yaml")
