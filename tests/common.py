@@ -14,6 +14,7 @@ import rgplug
 from rgplug.layout import FilterLayout
 from rgplug.masking import MaskedWeight
 
+MILD = {"sparsity_weight": 1e-2, "threshold": {"init": 0.05}}
 # thresholds that grow by lr each step and nothing else: Adam divides lambda by itself
 RAMP = {"sparsity_weight": 1.0, "threshold": {"task_gradient": False}}
 ADAM = {"lr": 1e-2, "betas": (0.5, 0.999)}
@@ -108,6 +109,14 @@ class Host:
             net.load_state_dict(state[name])
             self.opt[name].load_state_dict(state["opt"][name])
         self.iteration = state["iteration"]
+
+
+def attached(policy: dict[str, Any] | None = None, steps: int = 1) -> tuple[Host, rgplug.Controller]:
+    """A pair that has trained for some iterations under a policy, MILD if none is given."""
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, MILD if policy is None else policy)
+    host.run(steps)
+    return host, rg
 
 
 def snapshot(rg: rgplug.Controller) -> dict[str, Tensor]:

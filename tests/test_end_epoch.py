@@ -1,0 +1,187 @@
+"""end_epoch: the record, what a metric decides, ablations, what is said at the end of an epoch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import MILD, Host, adam, attached
+from torch import nn
+
+import rgplug
+from rgplug.errors import RgplugError
+
+pytestmark = pytest.mark.filterwarnings("ignore:rgplug. densities have drifted apart")
+ABLATION: dict[str, dict[str, Any]] = {
+    "DP": {"recurrent": False, "augmented": False},
+    "DP+RR": {"recurrent": True, "augmented": False},
+    "DP+RR+AR": {"recurrent": True},
+    "DP+AR on G": {"recurrent": False, "augmented": {"networks": ["G"]}},
+}
+
+
+def test_the_record_says_what_was_decided_and_seen() -> None:
+    host, rg = attached({**MILD, "batch_size": 4}, steps=3)
+    first = rg.end_epoch(9.0, metric_name="fid")
+    assert (first.epoch, first.metric, first.metric_name, first.average) == (1, 9.0, "fid", None)
+    assert (first.phase_before, first.phase) == ("sparse", "sparse")
+    assert first.steps == {"G": 3, "D": 3}
+    assert first.real_images == 12
+    assert first.density == rg.density()
+    assert set(first.layers["G"]) == {w.name for w in rg.weights("G")}
+    for n in "GD":
+        missing = sum(int((~w.mask).sum()) for w in rg.weights(n))
+        assert first.density[n] < 1
+        # attach itself pruned what lies below 0.05, before the first record
+        assert first.pruned[n] - first.regenerated[n] == missing
+    host.run(2)
+    before = [int(w.mask.sum()) for w in rg.weights("G")]
+    second = rg.end_epoch(9.0)
+    assert second.epoch == 2
+    third = rg.end_epoch(9.0)
+    assert third.pruned == third.regenerated == {"G": 0, "D": 0}  # counts are since the record before
+    assert before == [int(w.mask.sum()) for w in rg.weights("G")]
+    assert "\n" not in str(third)
+    assert rg.records == [first, second, third]
+
+
+def test_five_rising_values_go_dense_and_a_fall_goes_back(tmp_path: Path) -> None:
+    host, rg = attached({**MILD, "run_dir": str(tmp_path)}, steps=3)
+    thetas = {n: [w.theta for w in rg.weights(n)] for n in "GD"}
+    missing = {n: sum(int((~w.mask).sum()) for w in rg.weights(n)) for n in "GD"}
+    for metric in (5, 6, 7, 8):
+        assert rg.end_epoch(metric).phase == "sparse"
+    record = rg.end_epoch(9)
+    assert (record.phase_before, record.phase, rg.phase) == ("sparse", "dense", "dense")
+    assert record.average == pytest.approx(7.7)
+    assert record.density == {"G": 1.0, "D": 1.0}
+    assert record.regenerated == missing
+    assert "sparse -> dense" in str(record)
+    for n in "GD":
+        assert all(torch.equal(w.param, t) for w, t in zip(rg.weights(n), thetas[n]))  # the old values are back
+    thresholds = [w.threshold.clone() for w in rg.weights("G")]
+    host.run(3)
+    assert all(torch.equal(w.threshold, t) for w, t in zip(rg.weights("G"), thresholds))
+    assert rg.end_epoch(1).phase == "sparse"
+    assert rg.density("G") < 1
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["sparse"] * 4 + ["dense", "sparse"]
+
+
+@pytest.mark.parametrize("metric", [float("nan"), float("inf"), -float("inf"), torch.tensor(float("nan"))])
+def test_a_metric_that_is_no_number_decides_nothing_and_loses_nothing(metric: Any) -> None:
+    _, rg = attached()
+    for value in (5, 6, 7, 8):
+        rg.end_epoch(value)
+    with pytest.warns(UserWarning, match="no decision"):
+        record = rg.end_epoch(metric)
+    assert record.phase == "sparse"
+    assert record.epoch == 5
+    assert rg.regeneration.history == [5, 6, 7, 8]
+    assert rg.end_epoch(9).phase == "dense"
+
+
+def test_no_metric_is_said_once_and_decides_nothing() -> None:
+    _, rg = attached()
+    with pytest.warns(UserWarning, match=r"augmented regeneration cannot decide"):
+        assert rg.end_epoch().metric is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rg.end_epoch()
+    assert rg.epoch == 2
+
+
+def test_a_metric_of_the_wrong_type_changes_nothing() -> None:
+    _, rg = attached()
+    with pytest.raises((RgplugError, TypeError, ValueError)):
+        rg.end_epoch("fid")  # type: ignore[arg-type]
+    assert rg.epoch == 0
+    assert rg.end_epoch(5.0).epoch == 1
+
+
+@pytest.mark.parametrize("metric", [5, 5.0, torch.tensor(5.0), torch.tensor(5)])
+def test_numbers_of_every_kind(metric: Any) -> None:
+    _, rg = attached()
+    assert rg.end_epoch(metric).metric == 5.0
+
+
+def test_augmented_per_network() -> None:
+    _, rg = attached({**MILD, "regeneration": {"augmented": {"networks": ["G"]}}})
+    for metric in (5, 6, 7, 8, 9):
+        record = rg.end_epoch(metric)
+    assert record.density["G"] == 1
+    assert record.density["D"] < 1
+    assert record.phase == "dense"
+
+
+def test_without_augmented_regeneration_the_phase_stays_and_the_metric_is_recorded() -> None:
+    _, rg = attached({**MILD, "regeneration": {"augmented": False}})
+    for metric in (5, 6, 7, 8, 9):
+        record = rg.end_epoch(metric)
+    assert (record.phase, record.metric, record.average) == ("sparse", 9, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "grows_in_a_step", "goes_dense"),
+    [("DP", "", ""), ("DP+RR", "GD", ""), ("DP+RR+AR", "GD", "GD"), ("DP+AR on G", "", "G")],
+)
+def test_the_ablation_table_is_a_policy(name: str, grows_in_a_step: str, goes_dense: str) -> None:
+    _, rg = attached({**MILD, "regeneration": ABLATION[name]}, steps=10)
+    record = rg.end_epoch(5)
+    assert {n for n in "GD" if record.regenerated[n]} == set(grows_in_a_step)
+    for metric in (6, 7, 8, 9):
+        record = rg.end_epoch(metric)
+    assert {n for n in "GD" if record.density[n] == 1} == set(goes_dense)
+
+
+def test_dense_counts_and_prunes_nothing() -> None:
+    host = Host()
+    before = Host()
+    rg = rgplug.attach(host.G, host.D, "dense")
+    host.run(3)
+    before.run(3)
+    for a, b in zip(host.G.parameters(), before.G.parameters()):
+        assert torch.equal(a, b)
+    record = rg.end_epoch(3.0)
+    assert record.density == {"G": 1.0, "D": 1.0}
+    assert (record.phase, record.steps["G"]) == ("dense", 3)
+    assert rg.weights("G")[0].density == 1.0
+    assert rg.weights("G")[0].mask.all()
+    assert sum(w.mask.untyped_storage().nbytes() for w in rg.weights("G")) <= 8 * len(rg.weights("G"))
+
+
+def test_a_network_nobody_steps_is_said_at_the_end_of_the_epoch() -> None:
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, MILD)
+    host.opt["D"] = adam(copy.deepcopy(host.D))
+    host.run(1)
+    with pytest.warns(UserWarning, match="no optimizer step was seen for D"):
+        rg.end_epoch(1.0)
+
+
+def test_a_replaced_parameter_is_said_at_the_end_of_the_epoch() -> None:
+    host, rg = attached()
+    host.G[0].weight = nn.Parameter(torch.randn_like(host.G[0].weight))
+    with pytest.warns(UserWarning, match=r"G\.0\.weight was replaced"):
+        rg.end_epoch(1.0)
+
+
+def test_warnings_point_to_the_line_of_the_host() -> None:
+    _, rg = attached()
+    with pytest.warns(UserWarning, match="cannot decide") as no_metric:
+        rg.end_epoch()
+    with pytest.warns(UserWarning, match="no decision") as not_finite:
+        rg.end_epoch(float("nan"))
+    assert [Path(w.filename).name for w in (*no_metric, *not_finite)] == [Path(__file__).name] * 2
+
+
+@pytest.mark.filterwarnings("default")
+def test_densities_that_drift_apart_are_said() -> None:
+    _, rg = attached({"sparsity_weight": 0.0, "target": {"G": 0.2, "by": 0, "shape": "constant"}})
+    with pytest.warns(UserWarning, match=r"drifted apart \(G 0\.20, D"):
+        rg.end_epoch(1.0)
