@@ -25,6 +25,7 @@ from rgplug.network import Network
 from rgplug.policy import NetworkPolicy, Policy, from_environment
 from rgplug.snapshot import Start
 from rgplug.units import Units
+from rgplug.wrappers import unwrap
 
 
 def attach(
@@ -76,7 +77,7 @@ def attach(
         if net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
             net.refresh_all()
     for module in modules.values():
-        attached_networks[select.unwrap(module)] = controller
+        attached_networks[unwrap(module)] = controller
     return controller
 
 
@@ -143,9 +144,9 @@ def _check_modules(modules: Mapping[str, nn.Module]) -> None:
     for label, module in modules.items():
         if not isinstance(module, nn.Module):
             raise RgplugError(f"{label} is a {type(module).__name__}; attach needs an nn.Module")
-        if select.unwrap(module) in attached_networks:
+        if unwrap(module) in attached_networks:
             raise RgplugError(f"{label} is attached already; call detach() on its controller first")
-    if len({id(select.unwrap(m)) for m in modules.values()}) < len(modules):
+    if len({id(unwrap(m)) for m in modules.values()}) < len(modules):
         raise RgplugError("G and D are the same network; give the generator and the discriminator")
 
 

@@ -16,7 +16,7 @@ from rgplug.metrics import default_sample_fn, open_source, pick_images
 from rgplug.metrics.isolation import preserved_buffers, preserved_rng
 from rgplug.observers import Observer
 from rgplug.policy import BalancePolicy, Policy
-from rgplug.select import unwrap
+from rgplug.wrappers import unwrap
 
 if TYPE_CHECKING:
     from rgplug.network import Network

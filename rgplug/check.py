@@ -19,7 +19,7 @@ from rgplug.errors import RgplugError
 from rgplug.layers import original_class
 from rgplug.metrics import default_sample_fn
 from rgplug.metrics.isolation import preserved_rng
-from rgplug.select import unwrap
+from rgplug.wrappers import unwrap
 
 Inputs = tuple[Any, ...]
 HALF = {"G": 0.5, "D": 0.5, "start": 0, "by": 0, "shape": "constant"}

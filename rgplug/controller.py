@@ -32,6 +32,7 @@ from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.select import named_tensors
 from rgplug.state import fit
+from rgplug.wrappers import unwrap
 
 Phase = Literal["sparse", "dense"]
 
@@ -353,7 +354,7 @@ class Controller:
                 layers.unswap(w.module)
         self.hooks.remove()
         for module in self.modules.values():
-            attached_networks.pop(select.unwrap(module), None)
+            attached_networks.pop(unwrap(module), None)
         self.journal.close()
         self._attached = False
 

@@ -11,8 +11,9 @@ from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.metrics.sampling import example_inputs, further_arguments
 from rgplug.policy import Granularity
-from rgplug.select import Candidate, unwrap
+from rgplug.select import Candidate
 from rgplug.units import Geometry, Units
+from rgplug.wrappers import unwrap
 
 BATCH = 2  # images of the forward that a network is traced with
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch import nn
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.policy import NetworkPolicy
+from rgplug.wrappers import unwrap
 
 _NAMES = ("weight", "weight_orig", "weight_bar", "weight_v")
 _WILD = set("*?[")
@@ -45,17 +45,6 @@ class Candidate:
             return None
         modulated = len(shape) == 5 and shape[0] == 1 and not isinstance(self.module, nn.ConvTranspose3d)
         return (2 if modulated else 0) if dim == 1 else 1
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel or torch.compile."""
-    while True:
-        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            network = network.module
-        elif hasattr(network, "_orig_mod"):
-            network = cast(nn.Module, network._orig_mod)
-        else:
-            return network
 
 
 def walk(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -18,7 +18,8 @@ from rgplug.channels.mode import LabelMode
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
-from rgplug.select import unwrap, walk
+from rgplug.select import walk
+from rgplug.wrappers import unwrap
 
 OUTPUT = "it is part of the network's output"
 _NORMED = ("weight_orig", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")

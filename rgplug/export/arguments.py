@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rgplug.errors import RgplugError
 from rgplug.layers import masked_weight
 from rgplug.metrics import default_sample_fn
-from rgplug.metrics.isolation import unwrap
+from rgplug.wrappers import unwrap
 
 
 class Arguments:

@@ -9,7 +9,8 @@ from torch import nn
 
 from rgplug.errors import RgplugError
 from rgplug.evaluation import hide_pruned
-from rgplug.select import named_tensors, unwrap
+from rgplug.select import named_tensors
+from rgplug.wrappers import unwrap
 
 if TYPE_CHECKING:
     from rgplug.network import Network

@@ -23,7 +23,7 @@ from rgplug.export.onnx_file import require_onnx, save_onnx
 from rgplug.export.onnx_run import session
 from rgplug.export.sparse_file import save_sparse
 from rgplug.metrics import evaluation_mode, layer_macs, preserved_buffers, preserved_rng
-from rgplug.metrics.isolation import unwrap
+from rgplug.wrappers import unwrap
 
 IN_ONNX = ", ONNX"  # after the name of a form
 TRACED = 8  # latents that compact is given, where inputs are not guessed

@@ -26,7 +26,7 @@ from rgplug.export.surgery import Cut, owner_of, set_size, sizes, without
 from rgplug.export.unneeded import unneeded
 from rgplug.metrics import default_sample_fn
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
-from rgplug.select import unwrap
+from rgplug.wrappers import unwrap
 
 BATCH = 4  # latents that a network is traced and checked with
 FRESH = 16  # others that it is checked with at the end

@@ -20,7 +20,7 @@ from rgplug.errors import RgplugError
 from rgplug.export.arguments import Arguments, refuse_attached
 from rgplug.export.onnx_run import difference, first_line
 from rgplug.metrics import evaluation_mode, preserved_buffers, preserved_rng
-from rgplug.metrics.isolation import unwrap
+from rgplug.wrappers import unwrap
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED, COMPARED = 2, 3  # latents, where the batch is open: a size that was only baked in shows on another one

@@ -15,8 +15,8 @@ from rgplug.metrics.isolation import (
     preserved_buffers,
     preserved_hooks,
     preserved_rng,
-    unwrap,
 )
+from rgplug.wrappers import unwrap
 
 FVCORE_OPS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "einsum")  # what multiplies; not norms, not resizes
 Density = float | Mapping[str, float]

@@ -13,10 +13,10 @@ from rgplug.metrics.isolation import (
     evaluation_mode,
     preserved_buffers,
     swapped_weights,
-    unwrap,
 )
 from rgplug.metrics.sampling import SampleFn, default_sample_fn
 from rgplug.metrics.value import MetricValue
+from rgplug.wrappers import unwrap
 
 
 def evaluate_generator(

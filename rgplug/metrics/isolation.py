@@ -9,25 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from rgplug.errors import RgplugError
+from rgplug.wrappers import plain_name, unwrap
 
 Weights = Mapping[str, Tensor] | Sequence[Tensor]
-
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel, AveragedModel, torch.compile or ema-pytorch's EMA.
-
-    Not any `.module`: a generator may call its own body so.
-    """
-    inner = module.module if isinstance(module, WRAPPERS) else None
-    for name in ("_orig_mod", "ema_model"):
-        inner = inner or getattr(module, name, None)
-    return unwrap(inner) if isinstance(inner, nn.Module) else module
 
 
 @contextmanager
@@ -129,7 +115,7 @@ def _aligned(module: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]
             **dict(module.named_buffers(remove_duplicate=False)),
         }
         tensors_only = {n: v for n, v in weights.items() if isinstance(v, Tensor) and not n.endswith("_extra_state")}
-        given = {n if n in own else _plain_name(n): v for n, v in tensors_only.items()}
+        given = {n if n in own else plain_name(n): v for n, v in tensors_only.items()}
         unknown = sorted(set(given) - set(own))
         missing = sorted(n for n, p in module.named_parameters() if p.requires_grad and n not in given)
         if unknown or missing:
@@ -150,10 +136,3 @@ def _aligned(module: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]
         if target.shape != value.shape:
             raise RgplugError(f"ema: a tensor {tuple(value.shape)} where the generator has {tuple(target.shape)}")
     return pairs
-
-
-def _plain_name(name: str) -> str:
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
-from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng, unwrap
+from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
+from rgplug.wrappers import unwrap
 
 SampleFn = Callable[[int], Tensor]  # n -> images [n, 3, H, W], float in [-1, 1] or uint8
 LATENT_NAMES = ("z_dim", "nz", "latent_dim", "dim_z", "latent_size", "noise_dim")

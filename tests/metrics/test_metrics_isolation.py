@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rgplug.errors import RgplugError
-from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng, swapped_weights, unwrap
+from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng, swapped_weights
+from rgplug.wrappers import unwrap
 
 
 def draws() -> tuple[float, float, float]:
