@@ -32,7 +32,6 @@ from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.select import named_tensors
 from rgplug.state import fit
-from rgplug.wrappers import unwrap
 
 Phase = Literal["sparse", "dense"]
 
@@ -91,7 +90,7 @@ class Controller:
         as the clipping works in place.
         """
         for net in self._of(network):
-            net.before_step(net.weights)
+            net.before_step(net.weights, early=True)
 
     @contextmanager
     def auxiliary_step(self, network: str | None = None) -> Iterator[None]:
@@ -113,7 +112,7 @@ class Controller:
         net = self._network(network)
         for observer in self.hooks.observers:
             observer.before_step(network, None)
-        net.before_step(net.weights)
+        net.before_step(net.all_weights)
 
     def after_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call after their step.
@@ -251,7 +250,8 @@ class Controller:
     def report(self) -> str:
         """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
         densities = {name: net.layer_density() for name, net in self.networks.items()}
-        table = select.table(self.candidates, densities)
+        aside = {name: net.notes() for name, net in self.networks.items()}
+        table = select.table(self.candidates, densities, aside)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
         return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
@@ -350,11 +350,7 @@ class Controller:
             elif finish == "sparse":
                 net.go_sparse()
                 net.settle()
-            for w in net.weights:
-                layers.unswap(w.module)
-        self.hooks.remove()
-        for module in self.modules.values():
-            attached_networks.pop(unwrap(module), None)
+        release(self.hooks)
         self.journal.close()
         self._attached = False
 
@@ -395,4 +391,16 @@ class Controller:
                 net.go_dense()
 
 
-attached_networks: weakref.WeakKeyDictionary[nn.Module, Controller] = weakref.WeakKeyDictionary()
+# The hooks, with the networks and methods behind them, live as long as a network that is attached: nothing of that
+# holds its modules. The controller does, for as long as somebody holds the controller.
+attached_networks: weakref.WeakKeyDictionary[nn.Module, StepHooks] = weakref.WeakKeyDictionary()
+
+
+def release(hooks: StepHooks) -> None:
+    """Give every module its own class back, and stop listening."""
+    hooks.remove()
+    for net in hooks.networks:
+        for w in net.all_weights:
+            layers.unswap(w.module)
+    for module in [m for m, found in attached_networks.items() if found is hooks]:
+        attached_networks.pop(module, None)

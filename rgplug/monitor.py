@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
 from rgplug.select import named_parameters
+from rgplug.warn import warn
 
 
 class Monitor:
@@ -81,7 +80,7 @@ class Monitor:
     def warn_metric(self, number: float | None, epoch: int, expected: bool) -> None:
         """A metric that decides nothing: not finite, or missing where the policy has no way to measure it."""
         if number is not None:
-            _warn(f"the metric of epoch {epoch} is {number}; no decision, the phase goes on")
+            warn(f"the metric of epoch {epoch} is {number}; no decision, the phase goes on")
         elif not expected:
             self._once(
                 "no metric",
@@ -96,7 +95,7 @@ class Monitor:
             count = net.take_written()
             if count:
                 found[label] = count
-                _warn(
+                warn(
                     f"the host wrote {count:,} non-zero values at pruned positions of {label} (a dense checkpoint?); "
                     "they were taken over as dormant values, and the thresholds decide what becomes of them"
                 )
@@ -105,12 +104,4 @@ class Monitor:
     def _once(self, key: str, text: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            _warn(text)
-
-
-def _warn(text: str) -> None:
-    """Warn at the line of the host that called rgplug."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "rgplug":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"rgplug: {text}", stacklevel=level)
+            warn(text)
