@@ -182,9 +182,9 @@ class Network:
             self.set_aside(resting, "no optimizer steps it")
             more = f" and {len(resting) - 1} more weights of {self.label}" if len(resting) > 1 else ""
             warn(
-                f"no optimizer has stepped {self.label}.{resting[0].name}{more}; they are not managed, and have all of "
-                "their values back. If they are to be pruned, give them to an optimizer; if not, exclude them (policy."
-                f"networks.{self.label}.exclude)"
+                f"no optimizer has stepped {self.label}.{resting[0].name}{more}: not managed any more, all values are "
+                f"back. To prune what is meant to train, give it to an optimizer; else exclude it (policy.networks."
+                f"{self.label}.exclude)"
             )
 
     def _take_in(self, w: MaskedWeight) -> None:
@@ -511,11 +511,11 @@ class Network:
         for w in self.weights:
             own = state["weights"][w.name]
             w.steps = int(own["steps"])
-            w.stepped()
-            w.threshold_grad, w.fresh = None, False
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"))
+            w.stepped()
+            w.threshold_grad, w.fresh = None, False
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         self.counts.load_state_dict(state["counters"])
 

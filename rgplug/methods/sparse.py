@@ -263,6 +263,8 @@ class Sparse(Method):
         return state
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
+        if weight.fresh:
+            weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
         self._active[weight.name] = int(state["active"])
         self.density = float(state.get("density", self.density))
         if "random" in state:
