@@ -32,6 +32,7 @@ from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.select import named_tensors
 from rgplug.state import fit
+from rgplug.weak import WeakModules
 
 Phase = Literal["sparse", "dense"]
 
@@ -63,8 +64,9 @@ class Controller:
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
         self.monitor = Monitor(networks, self.accounting)
         self._balance = balance
-        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
-        started = None if start is None else StartedOptimizers(start, self.modules)
+        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
+        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
+        started = None if start is None else StartedOptimizers(start, held)
         self.hooks.observers += [o for o in (started, self._snapshots, balance) if o is not None]
         self._attached = True
 

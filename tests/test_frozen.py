@@ -1,4 +1,4 @@
-"""What does not train is not managed (frozen pretrained parts, weights that no optimizer steps); what trains later is."""
+"""What does not train is not managed: frozen pretrained parts, weights that no optimizer steps."""
 
 from __future__ import annotations
 
