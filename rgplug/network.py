@@ -415,7 +415,8 @@ class Network:
         """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
         if self.host_loss is None:
             return None if self.auxiliary else 1.0
-        return self.host_loss.take(weights, scale)
+        own = [w for w in weights if w.name not in self.aside]
+        return self.host_loss.take(own, scale) if own else None
 
     # ---- phases, numbers -------------------------------------------------------------------------------------------
 

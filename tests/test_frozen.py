@@ -171,6 +171,19 @@ def test_vectors_of_networks_frozen_at_attach() -> None:
     assert [w.name for w in host.rg.weights("G")] == ["0.weight", "0.bias"]
 
 
+def test_the_regularizer_in_the_loss_where_a_frozen_part_has_an_optimizer_too() -> None:
+    _, D = pair()
+    policy = {"sparsity_weight": 1.0, "regularization": "loss", "threshold": {"task_gradient": False}}
+    rg = rgplug.attach(D, None, policy)
+    opts = [sgd(nn.ModuleList([D[0], D[2]]), 1.0), sgd(D[5], 1.0)]
+    D.zero_grad()
+    (D(torch.randn(4, 3, 8, 8)).mean() + rg.regularization_loss("G")).backward()
+    for opt in opts:
+        opt.step()
+    for w in rg.weights("G"):
+        assert w.threshold.tolist() == [1.0] * w.layout.filters  # lr * lambda * exp(0)
+
+
 def test_a_resume_manages_what_was_managed(tmp_path: Any) -> None:
     host = Phases(METHODS["stu-gan"])
     host.run(4)
