@@ -175,13 +175,13 @@ def test_the_regularizer_in_the_loss_where_a_frozen_part_has_an_optimizer_too() 
     _, D = pair()
     policy = {"sparsity_weight": 1.0, "regularization": "loss", "threshold": {"task_gradient": False}}
     rg = rgplug.attach(D, None, policy)
-    opts = [sgd(nn.ModuleList([D[0], D[2]]), 1.0), sgd(D[5], 1.0)]
+    opts = [sgd(nn.ModuleList([D[0], D[2]]), 2**-10), sgd(D[5], 2**-10)]
     D.zero_grad()
     (D(torch.randn(4, 3, 8, 8)).mean() + rg.regularization_loss("G")).backward()
     for opt in opts:
         opt.step()
     for w in rg.weights("G"):
-        assert w.threshold.tolist() == [1.0] * w.layout.filters  # lr * lambda * exp(0)
+        assert w.threshold.tolist() == [2**-10] * w.layout.filters  # lr * lambda * exp(0)
 
 
 def test_a_resume_manages_what_was_managed(tmp_path: Any) -> None:
