@@ -96,7 +96,9 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | Non
     theta = scratch.like(weight, "theta").copy_(weight)
     theta.eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
     zeros = theta.sum(dtype=torch.float32)
-    theta.mul_(dormant).add_(weight)
+    alone = scratch.like(bits, "alone").copy_(theta).neg_()  # the same as bits: a product would make NaN of 0 * inf
+    torch.bitwise_and(as_bits(dormant), alone, out=as_bits(theta))
+    as_bits(theta).bitwise_or_(torch.bitwise_and(as_bits(weight), alone.bitwise_not_(), out=alone))
     pruned = torch.bitwise_not(bits, out=scratch.like(bits, "pruned"))
     wait_(dormant.copy_(theta), pruned, scratch)
     return theta, zeros

@@ -114,7 +114,7 @@ class MaskedWeight:
     @property
     def density(self) -> float:
         """Share of the weight that is kept. Reads the device."""
-        return self.mask.float().mean().item() if self.numel < 2**24 else self.mask.double().mean().item()
+        return torch.count_nonzero(self.mask).item() / self.numel
 
     @property
     def is_prepared(self) -> bool:

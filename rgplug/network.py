@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from rgplug import fused, kernels
 from rgplug.counts import Counts
+from rgplug.devices import counter
 from rgplug.errors import RgplugError
 from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
@@ -213,8 +215,8 @@ class Network:
             pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
         if w.norm_dims is not None:
             _keep_largest(w, w.norm_dims, pruned)
-        count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
-        keep = (count < limit).to(count.dtype)
+        count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else counter(w.param.device))
+        keep = (count < math.ceil(limit)).to(count.dtype)
         pruned.mul_(keep)
         self.method.on_guard(w, keep)
         counts[0].copy_(count * keep)
@@ -294,6 +296,9 @@ class Network:
         if self.sparse or not self.method.prunes:
             return
         self.sparse = True
+        self._bring_along()
+        for w in self.weights:
+            self.method.wake(w)
         if self.scheduled() is None:
             self.refresh_all()
         else:
