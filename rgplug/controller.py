@@ -24,6 +24,7 @@ from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
+from rgplug.modes import outside_inference
 from rgplug.monitor import Monitor
 from rgplug.network import Network
 from rgplug.observers import Snapshots, StartedOptimizers, copies
@@ -35,6 +36,7 @@ from rgplug.state import fit
 from rgplug.wrappers import unwrap
 
 Phase = Literal["sparse", "dense"]
+RECORDS_KEPT = 1000  # records of evaluations that a controller holds; policy.run_dir has all of them in a file
 
 
 class Controller:
@@ -52,12 +54,11 @@ class Controller:
     ):
         self.policy = policy
         self.networks = networks
-        self.journal = Journal(policy)
+        self.journal = Journal()
         self.candidates = candidates
         self.modules = dict(modules)
-        self.hooks = StepHooks(list(networks.values()), optimizers)
         self.accounting = Accounting(self.modules, networks, policy)
-        self.records: list[history.Record] = []
+        self.records: list[history.Record] = []  # the last RECORDS_KEPT; history.jsonl has all
         self.epoch = 0
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
@@ -66,6 +67,8 @@ class Controller:
         self._balance = balance
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
         started = None if start is None else StartedOptimizers(start, self.modules)
+        # last: once hooks are there, a failure would have to take them away again
+        self.hooks = StepHooks(list(networks.values()), optimizers)
         self.hooks.observers += [o for o in (started, self._snapshots, balance) if o is not None]
         self._attached = True
 
@@ -84,6 +87,7 @@ class Controller:
             )
         return net.regularization_loss(net.host_loss)
 
+    @outside_inference
     def mask_gradients(self, network: str | None = None) -> None:
         """Do the before-step work now, so that a norm the host clips or logs is that of the masked gradient.
 
@@ -108,6 +112,7 @@ class Controller:
             for net in nets:
                 net.auxiliary = False
 
+    @outside_inference
     def before_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call before their step, gradients unscaled."""
         net = self._network(network)
@@ -115,6 +120,7 @@ class Controller:
             observer.before_step(network, None)
         net.before_step(net.weights)
 
+    @outside_inference
     def after_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call after their step.
 
@@ -135,6 +141,7 @@ class Controller:
         if self._balance is not None:
             self._balance.observe(real, z)
 
+    @outside_inference
     def end_epoch(
         self,
         metric: float | Tensor | None = None,
@@ -176,11 +183,13 @@ class Controller:
             self._enter("sparse" if self.regeneration.sparse else "dense")
         record = self.monitor.record(self.epoch, number, metric_name, average, before, self.phase)
         self.records.append(record)
+        del self.records[:-RECORDS_KEPT]
         self.journal.write(self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save)
         if self._snapshots is not None:
             self._snapshots.evaluated()
         return record
 
+    @outside_inference
     def evaluate(self, *, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None) -> MetricValue:
         """Measure G (or `ema` under G's live mask) with the policy's metric; nothing is changed or decided."""
         if self._evaluation is None:
@@ -189,6 +198,7 @@ class Controller:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
 
+    @outside_inference
     def synchronize(self) -> None:
         """Several processes: masks, thresholds, dormant values and units of the first rank, on every rank.
 
@@ -204,6 +214,7 @@ class Controller:
                     broadcast_first(x for x in parts if x is not None)
                 broadcast_first((net.counts.kept, net.counts.regrown, net.counts.pruned, net.counts.written))
 
+    @outside_inference
     def resume_phase(self) -> None:
         """Bring the networks into the phase that a loaded state has decided on, once the host has loaded its weights.
 
@@ -212,6 +223,7 @@ class Controller:
         if self.regeneration is not None:
             self._enter(self.phase)
 
+    @outside_inference
     def ema(self, average: nn.Module, beta: float, network: str = "G") -> nn.Module:
         """One update of a host's moving average that knows masks (SEMA, STU-GAN Eq. 5). Returns the average.
 
@@ -260,6 +272,7 @@ class Controller:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
+    @outside_inference
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs beside the host's own checkpoint; tensors, numbers and text only."""
         return {
@@ -272,6 +285,7 @@ class Controller:
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
         }
 
+    @outside_inference
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; nothing is changed unless all of it fits.
 
@@ -290,14 +304,17 @@ class Controller:
             self._balance.load_state_dict(state["balance"])
         self.records = []
 
+    @outside_inference
     def save(self, path: str | Path) -> None:
         """Write the state to a file that can be read without running code (safetensors, masks packed to bits)."""
         state.save(path, self.state_dict())
 
+    @outside_inference
     def load(self, path: str | Path) -> None:
         """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
         self.load_state_dict(state.load(path))
 
+    @outside_inference
     def snapshot(self, path: str | Path) -> None:
         """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
         from them: policy.start: {weights: path}."""
@@ -305,6 +322,7 @@ class Controller:
         units = {label: net.method.units for label, net in self.networks.items()}
         snapshot.save(Path(path), copies(self.modules), moments, units)
 
+    @outside_inference
     def export(
         self,
         path: str | Path | None = None,
@@ -324,6 +342,7 @@ class Controller:
             save_sparse(path, baked.state_dict(), half)
         return baked
 
+    @outside_inference
     def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
         """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.
 
@@ -334,6 +353,7 @@ class Controller:
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
+    @outside_inference
     def detach(self, finish: Literal["sparse", "dense", "as-is"] | None = None) -> None:
         """Take the hooks and masked classes away. finish (default: the policy's): weights stay pruned ("sparse", zeros
         in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is")."""
@@ -357,6 +377,19 @@ class Controller:
             attached_networks.pop(unwrap(module), None)
         self.journal.close()
         self._attached = False
+
+    def __copy__(self) -> Controller:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
+        """A module that holds its controller (self.rg) can be copied: the copy refers to the same controller, which
+        prunes the original networks and not the copy's."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A module that holds its controller can be pickled, and loads where rgplug is not installed: with None in the
+        controller's place. `state_dict` and `save` are what a resume needs."""
+        return type(None), ()
 
     def __enter__(self) -> Controller:
         return self
