@@ -22,6 +22,7 @@ from rgplug.export import bake, save_sparse
 from rgplug.hooks import StepHooks
 from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
+from rgplug.meetings import Meetings
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
 from rgplug.modes import outside_inference
@@ -30,6 +31,7 @@ from rgplug.network import Network
 from rgplug.observers import Snapshots, StartedOptimizers, copies
 from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank
+from rgplug.ranks import EqualRanks
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.select import named_tensors
 from rgplug.state import fit
@@ -65,11 +67,13 @@ class Controller:
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
         self.monitor = Monitor(networks, self.accounting)
         self._balance = balance
+        self._meetings = Meetings()
+        self._ranks = EqualRanks(networks, self._meetings)
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
         started = None if start is None else StartedOptimizers(start, self.modules)
         # last: once hooks are there, a failure would have to take them away again
         self.hooks = StepHooks(list(networks.values()), optimizers)
-        self.hooks.observers += [o for o in (started, self._snapshots, balance) if o is not None]
+        self.hooks.observers += [o for o in (self._ranks, started, self._snapshots, balance) if o is not None]
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
@@ -165,12 +169,13 @@ class Controller:
             number = None if metric is None else float(metric)
         except (TypeError, ValueError):
             raise RgplugError(f"end_epoch got {metric!r} as the metric; give a number, or None") from None
+        self._meetings.meet("rg.end_epoch() without a metric" if self._measures(number) else "rg.end_epoch(...)")
         self.monitor.check_parameters()
         for net in self.networks.values():
             net.meet_target()
         if isinstance(ema, nn.Module):
             self.apply_masks(ema)
-        if number is None and self._evaluation is not None and self.epoch % self._evaluation.policy.every == 0:
+        if self._measures(number):
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
             number, metric_name = value.value, value.name
         self.epoch += 1
@@ -196,6 +201,7 @@ class Controller:
             raise RgplugError("the policy names no metric; set metric: {real: FOLDER}")
         if "G" not in self.networks:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
+        self._meetings.meet("rg.evaluate(...)")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
 
     @outside_inference
@@ -205,6 +211,7 @@ class Controller:
         Call it once the host has made its copies of the networks equal (DDP does at construction) and before the first
         step, if the ranks began with different weights. Every rank has to call it.
         """
+        self._meetings.meet("rg.synchronize()", patient=False)
         for net in self.networks.values():
             if net.method.prunes:
                 for w in net.weights:
@@ -213,6 +220,7 @@ class Controller:
                     parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
                 broadcast_first((net.counts.kept, net.counts.regrown, net.counts.pruned, net.counts.written))
+                net.method.synchronized(net.weights)
 
     @outside_inference
     def resume_phase(self) -> None:
@@ -293,6 +301,7 @@ class Controller:
         """
         self._require_attached()
         fit(state, self.networks)
+        self._ranks.again()
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])
@@ -418,6 +427,11 @@ class Controller:
     def _require_attached(self) -> None:
         if not self._attached:
             raise RgplugError("this controller was detached; attach again")
+
+    def _measures(self, number: float | None) -> bool:
+        """Whether `end_epoch` measures the metric itself at this evaluation."""
+        evaluation = self._evaluation
+        return number is None and evaluation is not None and self.epoch % evaluation.policy.every == 0
 
     def _enter(self, phase: str) -> None:
         assert self.policy.regeneration.augmented is not None
