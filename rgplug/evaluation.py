@@ -13,6 +13,7 @@ from rgplug.errors import RgplugError
 from rgplug.methods.averages import average_, sparse_average_
 from rgplug.metrics import Evaluator, MetricValue, evaluate_generator
 from rgplug.metrics.isolation import preserved_rng
+from rgplug.modes import writable
 from rgplug.policy import MetricPolicy
 from rgplug.select import named_tensors
 
@@ -67,7 +68,8 @@ def hide_pruned(copies: Mapping[str, Tensor], net: Network) -> Hidden:
         copied = copies[w.name]
         pruned = ~w.mask.to(copied.device)
         hidden[w.name] = (pruned, copied[pruned])
-        copied.masked_fill_(pruned, 0)
+        with writable(copied):
+            copied.masked_fill_(pruned, 0)
     return hidden
 
 
@@ -77,7 +79,8 @@ def show_hidden(copies: Mapping[str, Tensor], hidden: Hidden) -> None:
     for name, (pruned, values) in hidden.items():
         if name in copies:
             copied = copies[name]
-            copied[pruned.to(copied.device)] = values.to(copied)
+            with writable(copied):
+                copied[pruned.to(copied.device)] = values.to(copied)
 
 
 @contextmanager
@@ -99,10 +102,11 @@ def update_average(average: nn.Module, network: nn.Module, net: Network, beta: f
     if wrong is not None:
         raise RgplugError(f"the average has no {wrong} of shape {list(live[wrong].shape)}; give a copy of {net.label}")
     for name, value in live.items():
-        if name in masks:
-            sparse_average_(copies[name], value, masks[name].to(copies[name].device), beta)
-        else:
-            average_(copies[name], value, beta)
+        with writable(copies[name]):
+            if name in masks:
+                sparse_average_(copies[name], value, masks[name].to(copies[name].device), beta)
+            else:
+                average_(copies[name], value, beta)
 
 
 def masked_values(ema: Any, generator: nn.Module, net: Network) -> Any:
