@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rgplug.masking import MaskedWeight
 
-_COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
+_COUNTERS = ("kept", "regrown", "restored", "pruned", "written", "density_steps")
 
 
 class Counts:
@@ -22,7 +22,8 @@ class Counts:
         device = weights[0].param.device if weights else torch.device("cpu")
         self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
         self.kept = self.numel.clone()
-        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept, summed over all steps
+        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept by the method's rule, summed over all steps
+        self.restored = torch.zeros_like(self.kept)  # pruned -> kept, all at once: augmented regeneration
         self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
         self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
@@ -49,7 +50,7 @@ class Counts:
 
     def dense(self) -> None:
         """Everything has come back."""
-        self.regrown += self.numel - self.kept
+        self.restored += self.numel - self.kept
         self.kept.copy_(self.numel)
 
     def found(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
@@ -79,6 +80,7 @@ class Counts:
         return {counter: getattr(self, counter).clone() for counter in _COUNTERS}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.restored.zero_()  # states from before it was counted apart have it in `regrown`
         for counter, value in state.items():
             getattr(self, counter).copy_(value)
 

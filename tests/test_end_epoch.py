@@ -59,15 +59,24 @@ def test_five_rising_values_go_dense_and_a_fall_goes_back(tmp_path: Path) -> Non
     record = rg.end_epoch(9)
     assert (record.phase_before, record.phase, rg.phase) == ("sparse", "dense", "dense")
     assert record.average == pytest.approx(7.7)
-    assert record.density == {"G": 1.0, "D": 1.0}
-    assert record.regenerated == missing
+    # what was measured was sparse, and nothing came back by the rule; the decision brought everything back at once
+    sizes = {n: sum(w.numel for w in rg.weights(n)) for n in "GD"}
+    assert record.density == pytest.approx({n: 1 - missing[n] / sizes[n] for n in "GD"})
+    assert record.regenerated == {"G": 0, "D": 0}
+    assert record.restored == missing
     assert "sparse -> dense" in str(record)
+    assert f"restored G {missing['G']:,} D {missing['D']:,}" in str(record)
+    assert rg.density() == {"G": 1.0, "D": 1.0}
     for n in "GD":
         assert all(torch.equal(w.param, t) for w, t in zip(rg.weights(n), thetas[n]))  # the old values are back
     thresholds = [w.threshold.clone() for w in rg.weights("G")]
     host.run(3)
     assert all(torch.equal(w.threshold, t) for w, t in zip(rg.weights("G"), thresholds))
-    assert rg.end_epoch(1).phase == "sparse"
+    back = rg.end_epoch(1)
+    assert (back.phase_before, back.phase, back.density) == ("dense", "sparse", {"G": 1.0, "D": 1.0})
+    assert back.layers["G"] == {w.name: 1.0 for w in rg.weights("G")}
+    assert back.restored == {"G": 0, "D": 0}
+    assert back.pruned["G"] == sum(int((~w.mask).sum()) for w in rg.weights("G"))  # by the decision
     assert rg.density("G") < 1
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["sparse"] * 4 + ["dense", "sparse"]
@@ -114,9 +123,10 @@ def test_augmented_per_network() -> None:
     _, rg = attached({**MILD, "regeneration": {"augmented": {"networks": ["G"]}}})
     for metric in (5, 6, 7, 8, 9):
         record = rg.end_epoch(metric)
-    assert record.density["G"] == 1
-    assert record.density["D"] < 1
     assert record.phase == "dense"
+    assert rg.density("G") == 1
+    assert rg.density("D") < 1
+    assert (record.restored["G"] > 0, record.restored["D"]) == (True, 0)
 
 
 def test_without_augmented_regeneration_the_phase_stays_and_the_metric_is_recorded() -> None:
@@ -136,7 +146,8 @@ def test_the_ablation_table_is_a_policy(name: str, grows_in_a_step: str, goes_de
     assert {n for n in "GD" if record.regenerated[n]} == set(grows_in_a_step)
     for metric in (6, 7, 8, 9):
         record = rg.end_epoch(metric)
-    assert {n for n in "GD" if record.density[n] == 1} == set(goes_dense)
+    assert {n for n in "GD" if rg.density(n) == 1} == set(goes_dense)
+    assert {n for n in "GD" if record.restored[n]} == set(goes_dense)
 
 
 def test_dense_counts_and_prunes_nothing() -> None:
