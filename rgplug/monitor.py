@@ -109,6 +109,8 @@ class Monitor(Observer):
         follows = self.policy.method == "sparse" and masks.file is None and masks.criterion == "magnitude"
         if not net.method.prunes or not net.sparse or self.policy.start is not None or follows:
             return  # masks are drawn from the weights that were loaded, or the policy says where they come from
+        if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return  # no value can be read there
         fresh = [w for w in net.weights if w.fresh]  # not those whose state was loaded
         if not fresh:
             return
