@@ -14,7 +14,9 @@ from common import MILD, Host, adam, attached
 from torch import nn
 
 import rgplug
+from rgplug.baselines.results import best_layers, from_records
 from rgplug.errors import RgplugError
+from rgplug.logs import scalars
 
 pytestmark = pytest.mark.filterwarnings("ignore:rgplug. densities have drifted apart")
 ABLATION: dict[str, dict[str, Any]] = {
@@ -80,6 +82,67 @@ def test_five_rising_values_go_dense_and_a_fall_goes_back(tmp_path: Path) -> Non
     assert rg.density("G") < 1
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["sparse"] * 4 + ["dense", "sparse"]
+
+
+def test_numbers_for_loggers_are_of_what_was_measured() -> None:
+    """The value of a sparse network beside its own density and phase, in the record that goes dense; then reversed."""
+    _, rg = attached({**MILD, "regeneration.augmented": {"window": 1, "weights": [1.0], "include_current": False}})
+    rg.end_epoch(5.0)
+    sparse = rg.density("G")
+    going, back = rg.end_epoch(9.0), rg.end_epoch(1.0)
+    assert [(r.phase_before, r.phase) for r in (going, back)] == [("sparse", "dense"), ("dense", "sparse")]
+    assert [scalars(r)["sparse"] for r in (going, back)] == [1.0, 0.0]
+    assert [scalars(r)["density/G"] for r in (going, back)] == [sparse, 1.0]
+    assert [scalars(r)["restored/G"] > 0 for r in (going, back)] == [True, False]
+    assert scalars(going)["regenerated/G"] == 0
+    lines = [json.loads(r.to_json()) for r in (going, back)]
+    best = from_records(lines, "rg-gan", 0, ".", None, higher_is_better=False)
+    assert (best["best"], best["best_phase"], best["density"]["G"]) == (1.0, "dense", 1.0)
+    assert set(best_layers(lines, best["best_epoch"]).values()) == {1.0}
+
+
+def test_a_resume_after_a_decision_goes_on_with_the_same_records() -> None:
+    """The state is that after the decision, with the counts of the record in which it was made."""
+    window = {"augmented": {"window": 1, "weights": [1.0], "include_current": False}}
+    policy = {**MILD, "regeneration": window, "batch_size": 4}
+
+    def records(resume: bool) -> list[dict[str, Any]]:
+        host = Host()
+        rg = rgplug.attach(host.G, host.D, policy)
+        found = []
+        for value in (5.0, 9.0, 1.0, 2.0):  # dense after the second, sparse after the third, dense after the fourth
+            host.run(2)
+            found.append({k: v for k, v in vars(rg.end_epoch(value)).items() if k != "seconds"})
+            if resume:
+                held, weights = copy.deepcopy(rg.state_dict()), copy.deepcopy(host.state_dict())
+                rg.detach(finish="as-is")
+                host = Host(seed=7)
+                rg = rgplug.attach(host.G, host.D, policy)
+                host.load_state_dict(weights)
+                rg.load_state_dict(held)
+        return found
+
+    straight = records(resume=False)
+    assert [r["phase"] for r in straight] == ["sparse", "dense", "sparse", "dense"]
+    assert [r["restored"]["G"] > 0 for r in straight] == [False, True, False, True]
+    assert records(resume=True) == straight
+
+
+def test_a_state_from_before_restored_weights_were_counted_apart() -> None:
+    window = {"augmented": {"window": 1, "weights": [1.0], "include_current": False}}
+    host, rg = attached({**MILD, "regeneration": window})
+    for value in (5.0, 9.0, 1.0):
+        rg.end_epoch(value)
+    old = rg.state_dict()
+    assert old.pop("last_restored")["G"] > 0
+    for net in old["networks"].values():
+        assert net["counters"].pop("restored").sum() > 0
+    rg.detach(finish="as-is")
+    again = rgplug.attach(host.G, host.D, {**MILD, "regeneration": window})
+    again.load_state_dict(old)
+    assert again.end_epoch(0.5).restored == {"G": 0, "D": 0}
+    pruned = {n: sum(int((~w.mask).sum()) for w in again.weights(n)) for n in "GD"}
+    assert again.end_epoch(9.0).restored == pruned
 
 
 @pytest.mark.parametrize("metric", [float("nan"), float("inf"), -float("inf"), torch.tensor(float("nan"))])
