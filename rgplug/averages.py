@@ -30,7 +30,8 @@ class Averages:
     @contextmanager
     def masked(self, copied: Any) -> Iterator[Hidden]:
         """The mask on a copy for the time of the block, on schedule as at an evaluation; yields what it hides."""
-        self.net.meet_target()
+        with torch.inference_mode(False):  # training goes on with the thresholds that may move here
+            self.net.meet_target()
         with masked_for_now(copied, self.net) as hidden:
             self.know(copied, masked=True)
             yield hidden

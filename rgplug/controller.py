@@ -359,8 +359,12 @@ class Controller:
         yielded. Masks are first brought onto their schedule, as at an evaluation, so that what is drawn, saved and
         measured is one generator. At the end of the block the copy is bit for bit as before; do not train or update it
         inside. The mask is that of the block's beginning, whatever `end_epoch` decides inside. Blocks may be nested;
-        while the network trains dense, nothing is done. Raises RgplugError for another network.
+        while the network trains dense, or where the policy leaves it out, nothing is done. Raises RgplugError for
+        another network.
         """
+        if label not in self.networks and label in self.modules:
+            yield network
+            return
         self._network(label)
         with self.averages[label].masked(network):
             yield network

@@ -297,6 +297,29 @@ def test_masks_are_on_schedule_in_the_block() -> None:
         assert all(torch.equal(w.mask, m) for w, m in zip(rg.weights("G"), masks))
 
 
+def test_a_network_that_the_policy_leaves_out_has_no_mask() -> None:
+    host, rg = attached({**MILD, "networks.G": None}, steps=1)
+    ema = copy.deepcopy(host.G)
+    before = bits(ema)
+    with rg.masked(ema):
+        assert same(bits(ema), before)
+        rg.end_epoch(1.0, ema=ema)
+    with pytest.raises(RgplugError, match="no managed network 'X'"), rg.masked(ema, "X"):
+        pass
+
+
+def test_drawing_in_inference_mode_leaves_training_possible() -> None:
+    policy = {"target": {"G": 0.5, "by": 0, "shape": "constant"}, "threshold.units": "layer_std"}
+    host, rg = attached(policy, steps=2)
+    ema = copy.deepcopy(host.G)
+    before = bits(ema)
+    with torch.inference_mode(), rg.masked(ema):
+        assert not ema[0].weight[~rg.weights("G")[0].mask].any()
+    assert same(bits(ema), before)
+    host.run(2)
+    assert rg.networks["G"].iteration == 4
+
+
 def test_the_network_itself_may_be_given_and_trains_on() -> None:
     host, rg = attached(steps=2)
     with rg.masked(host.G), rg.masked(nn.DataParallel(host.G)):
