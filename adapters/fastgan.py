@@ -189,8 +189,7 @@ class _Session:
 
     def _averages(self, average: list[Tensor]) -> None:
         self.average = average
-        names = [name for name, _ in self.run.networks["G"].named_parameters()]
-        self.run.averages(lambda: dict(zip(names, average)))
+        self.run.averages(lambda: average)
 
     def iterations(self, bar: Iterable[int]) -> Iterator[int]:
         """The host's iterations, with an evaluation after every `every`-th."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rgplug
 from rgplug import state
 from rgplug.controller import Controller
+from rgplug.copies import Hidden, show_hidden
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Hidden, hide_pruned, show_hidden
 from rgplug.history import Record
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.processes import rank
-from rgplug.select import named_tensors
 
 SIDECAR = ".rgplug.safetensors"
 
@@ -44,8 +43,9 @@ class Run:
         self.policy = policy
         self.networks: dict[str, nn.Module] = {}
         self.rg: Controller | None = None
-        self._averages: Callable[[], Mapping[str, Tensor]] = dict
-        self._hidden: Hidden | None = None  # while the average is masked
+        self._average: Callable[[], Any] = _none
+        self._masked: ExitStack | None = None  # while the average is masked
+        self._hidden: Hidden = {}  # by the mask on the average
         self._resumed_ema: Hidden = {}  # of the saved average
         self._waiting: dict[Path, dict[str, Any]] = {}  # sidecars written since the last decision
 
@@ -86,12 +86,13 @@ class Run:
 
     # ---- the moving average ----
 
-    def averages(self, find: Callable[[], Mapping[str, Tensor]]) -> None:
-        """find() gives the moving average of G, as {parameter name: tensor}, where it is at that moment."""
-        self._averages = find
+    def averages(self, find: Callable[[], Any]) -> None:
+        """find() gives the moving average of G (whatever `rg.masked` takes) as it is at that moment; None: no average
+        yet."""
+        self._average = find
 
     def averages_of(self, module: nn.Module) -> None:
-        self.averages(lambda: named_tensors(module))
+        self.averages(lambda: module)
 
     def meet_target(self) -> None:
         """Masks are what they will be at the evaluation: what is drawn, saved and measured is one generator."""
@@ -99,25 +100,26 @@ class Run:
             net.meet_target()
 
     def mask_ema(self) -> None:
-        """G's live mask on the moving average, until `unmask_ema`."""
-        net = None if self.rg is None else self.generator
-        if self._hidden is not None or net is None:
+        """G's live mask on the moving average, as `rg.masked` has it, until `unmask_ema`."""
+        if self._masked is not None or self.rg is None or self.generator is None:
             return
         self.meet_target()
-        averages = self._averages()
-        if net.sparse and averages:
-            self._hidden = hide_pruned(averages, net)
+        average = self._average()
+        if average is not None:
+            masked = ExitStack()
+            self._hidden = masked.enter_context(self.rg.averages["G"].masked(average))
+            self._masked = masked
 
     def unmask_ema(self) -> None:
         """The averages as the host made them, bit for bit."""
-        if self._hidden is not None:
-            show_hidden(self._averages(), self._hidden)
-            self._hidden = None
+        if self._masked is not None:
+            masked, self._masked, self._hidden = self._masked, None, {}
+            masked.close()
 
     @contextmanager
     def masked_ema(self) -> Iterator[None]:
         """`mask_ema` for the time of the block; inside another such block, nothing."""
-        outer = self._hidden is not None
+        outer = self._masked is not None
         self.mask_ema()
         try:
             yield
@@ -137,8 +139,7 @@ class Run:
         """Next to a checkpoint that was just saved, with the moving average under the mask."""
         if rank() == 0:
             held = self.controller.state_dict()
-            hidden = {} if self._hidden is None else self._hidden
-            held["ema"] = {name: values.detach().clone() for name, (_, values) in hidden.items()}
+            held["ema"] = {name: values.detach().clone() for name, (_, values) in self._hidden.items()}
             path = self.sidecar(checkpoint)
             state.save(path, held)
             self._waiting[path] = held
@@ -161,7 +162,9 @@ class Run:
 
     def resume_ema(self) -> None:
         """What the mask hid of the saved moving average comes back, once the host has loaded it."""
-        show_hidden(self._averages(), self._resumed_ema)
+        average = self._average()
+        if average is not None and self.generator is not None:
+            show_hidden(average, self._resumed_ema, self.generator)
         self._resumed_ema = {}
 
     # ---- evaluations ----
@@ -192,11 +195,17 @@ class Run:
         return record
 
     def numbers(self, record: Record | None = None) -> dict[str, float]:
-        """For the host's own logs: densities, phase, and at an evaluation what was pruned and regenerated."""
+        """For the host's own logs: densities and phase, at an evaluation those of the networks that were measured and
+        what was pruned, regenerated and restored."""
         rg = self.controller
-        found = {f"density_{k}": float(v) for k, v in rg.density().items()}
-        found["sparse"] = float(rg.phase == "sparse")
+        density, phase = (rg.density(), rg.phase) if record is None else (record.density, record.phase_before)
+        found = {f"density_{k}": float(v) for k, v in density.items()}
+        found["sparse"] = float(phase == "sparse")
         if record is not None:
-            for what, counts in (("regenerated", record.regenerated), ("pruned", record.pruned)):
-                found.update({f"{what}_{k}": float(v) for k, v in counts.items()})
+            for what in ("regenerated", "restored", "pruned"):
+                found.update({f"{what}_{k}": float(v) for k, v in getattr(record, what).items()})
         return found
+
+
+def _none() -> None:
+    """No moving average is known."""

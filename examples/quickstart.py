@@ -232,8 +232,8 @@ def main(argv=None):
         seconds = time.perf_counter() - started
         losses = f"loss D {loss_D:.3f}  loss G {loss_G:+.3f}"
         bar.write(f"epoch {epoch:3d}  iteration {iteration:6d}  {losses}  {seconds:.1f} s")
-        bar.write(str(rg.end_epoch(ema=G_ema)))
-        with torch.no_grad():
+        with torch.no_grad(), rg.masked(G_ema):  # what is drawn is what is measured
+            bar.write(str(rg.end_epoch(ema=G_ema)))
             save_grid(G_ema(fixed_z), 8, args.out / f"samples/epoch_{epoch:03d}.png", args.out / "samples.png")
         save_checkpoint(checkpoint, iteration, modules)
     bar.close()

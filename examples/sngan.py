@@ -12,6 +12,7 @@ A program that compares trainings imports this file: `build, train = host(argume
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import io
@@ -363,7 +364,8 @@ def train(args, build, attach, seed, run_dir):
     attach: None, or called once as attach(G, D) when the networks are on their device and before optimizers and EMA are
         made. What it returns has end_epoch(ema=...), called at every evaluation, and state_dict() and
         load_state_dict(); that state (tensors, numbers, text, lists, dicts) becomes a part of the checkpoint. Where its
-        attribute `sema` is true, its ema(average, beta) takes the place of the ordinary average of parameters.
+        attribute `sema` is true, its ema(average, beta) takes the place of the ordinary average of parameters. Where
+        it has masked(average), a context manager, the average is measured and drawn inside of it.
     seed: of everything random.
     run_dir: folder for checkpoint.pt and samples.png.
 
@@ -401,9 +403,10 @@ def train(args, build, attach, seed, run_dir):
 
         if iteration % args.eval_every == 0 or iteration == args.iterations:
             bar.write(f"iteration {iteration:6d}  loss D {loss_D:.3f}  loss G {loss_G:+.3f}")
-            if extra is not None:
-                extra.end_epoch(ema=G_ema)
-            with torch.no_grad():
+            masked = getattr(extra, "masked", contextlib.nullcontext)
+            with torch.no_grad(), masked(G_ema):  # what is drawn is what is measured; the average itself goes on
+                if extra is not None:
+                    extra.end_epoch(ema=G_ema)
                 save_grid(G_ema(fixed_z), run_dir / "samples.png")
             save_checkpoint(checkpoint, iteration, settings, parts, extra)
     bar.close()

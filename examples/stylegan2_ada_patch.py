@@ -11,7 +11,8 @@ also where rgplug is not installed, and `--resume=SNAPSHOT.pkl` finds the sideca
 (SNAPSHOT.rgplug.safetensors: masks, thresholds, dormant weights, phase).
 
 In the run folder: history.jsonl has one line per evaluation (metric, its weighted average, phase, densities by layer,
-weights pruned and regenerated), and stats.jsonl and TensorBoard have rgplug/density_G, rgplug/sparse and so on.
+weights pruned, regenerated and restored), and stats.jsonl and TensorBoard have rgplug/density_G, rgplug/sparse and so
+on.
 
 Comparing with a lottery ticket (iterative magnitude pruning)
 -------------------------------------------------------------

@@ -172,10 +172,13 @@ class _Trial:
         with torch.no_grad():
             for e, p in zip(average.parameters(), self.live["G"].parameters()):
                 e.lerp_(p, 0.5)
-        self.rg.apply_masks(average)
-        zeros = [(w.name, dict(average.named_parameters())[w.name]) for w in self.rg.weights("G")]
-        for (name, e), w in zip(zeros, self.rg.weights("G")):
-            _require(not e.detach()[~w.mask].any(), f"{name} of the average is not masked")
+        values = dict(average.named_parameters())
+        before = {name: p.detach().clone() for name, p in values.items()}
+        with self.rg.masked(average):
+            for w in self.rg.weights("G"):
+                _require(not values[w.name].detach()[~w.mask].any(), f"{w.name} of the average is not masked")
+        for name, value in before.items():
+            _require(torch.equal(values[name].detach(), value), f"{name} of the average has changed")
         return ""
 
     def _resume(self) -> str:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from rgplug import history, layers, select, snapshot, state
 from rgplug.accounting import Accounting
+from rgplug.averages import Averages
 from rgplug.balance_meter import BalanceMeter
+from rgplug.copies import hide_pruned, matched, update_average
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Evaluation, hide_pruned, update_average
+from rgplug.evaluation import Evaluation
 from rgplug.export import bake, save_sparse
 from rgplug.hooks import StepHooks
 from rgplug.journal import Journal
@@ -33,7 +35,6 @@ from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.ranks import EqualRanks
 from rgplug.regeneration import AugmentedRegeneration
-from rgplug.select import named_tensors
 from rgplug.state import fit
 from rgplug.weak import WeakModules
 
@@ -59,22 +60,25 @@ class Controller:
         self.journal = Journal()
         self.candidates = candidates
         self.modules = dict(modules)
-        self.accounting = Accounting(self.modules, networks, policy)
+        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
+        self.accounting = Accounting(held, networks, policy)
         self.records: list[history.Record] = []  # the last RECORDS_KEPT; history.jsonl has all
         self.epoch = 0
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
-        self.monitor = Monitor(networks, self.accounting)
+        self.monitor = Monitor(networks, self.accounting, policy)
+        self.monitor.check_roles(self.modules)
+        self.averages = {label: Averages(net) for label, net in networks.items()}
         self._balance = balance
         self._meetings = Meetings()
         self._ranks = EqualRanks(networks, self._meetings)
-        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
         started = None if start is None else StartedOptimizers(start, held)
         # last: once hooks are there, a failure would have to take them away again
         self.hooks = StepHooks(list(networks.values()), optimizers)
-        self.hooks.observers += [o for o in (self._ranks, started, self._snapshots, balance) if o is not None]
+        observers = (self._ranks, started, self._snapshots, balance, self.monitor)
+        self.hooks.observers += [o for o in observers if o is not None]
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
@@ -155,12 +159,15 @@ class Controller:
         sample_fn: Callable[[int], Tensor] | None = None,
         metric_name: str | None = None,
     ) -> history.Record:
-        """Once per evaluation: decide the phase from the metric, record densities and counts.
+        """Once per evaluation: record densities and counts, then decide the phase from the metric.
 
         metric: the host's FID (lower is better unless the policy says otherwise); None: measured here if the policy
-        names a metric. ema: module, state dict or list of tensors whose weights are evaluated instead of G's; a module
-        gets G's live mask and keeps it, so that what the host draws and saves next is what was measured.
-        sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
+        names a metric. A FID that the host measures on a moving average is taken inside `with rg.masked(G_ema):`.
+        ema: module, state dict or list of tensors whose weights are evaluated instead of G's, under G's live mask; it
+        is left bit for bit as it was. sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
+
+        The record is that of the networks that were measured: densities, phase and costs before the decision. A host
+        that swaps an average into G for an evaluation calls this after it has swapped G's own weights back.
 
         A NaN or missing metric decides nothing and loses nothing. With several processes every rank calls it; the
         first rank's value decides.
@@ -174,20 +181,22 @@ class Controller:
         self.monitor.check_parameters()
         for net in self.networks.values():
             net.meet_target()
-        if isinstance(ema, nn.Module):
-            self.apply_masks(ema)
+        if ema is not None and "G" in self.networks:
+            self._know(ema)
+        if number is not None and "G" in self.averages and self.averages["G"].measured_without_mask():
+            self.monitor.warn_unmasked()
         if self._measures(number):
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
             number, metric_name = value.value, value.name
         self.epoch += 1
         number = from_first_rank(number, self._device())
-        before, average = self.phase, None
+        measured, average = self.monitor.measured(self.epoch, number, metric_name, self.phase), None
         if number is None or not math.isfinite(number):
             self.monitor.warn_metric(number, self.epoch, self._evaluation is not None or self.regeneration is None)
         elif self.regeneration is not None:
             average = self.regeneration.decide(number)
             self._enter("sparse" if self.regeneration.sparse else "dense")
-        record = self.monitor.record(self.epoch, number, metric_name, average, before, self.phase)
+        record = self.monitor.decided(measured, average, self.phase)
         self.records.append(record)
         del self.records[:-RECORDS_KEPT]
         self.journal.write(self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save)
@@ -202,8 +211,16 @@ class Controller:
             raise RgplugError("the policy names no metric; set metric: {real: FOLDER}")
         if "G" not in self.networks:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
+        if ema is not None:
+            self._know(ema)
         self._meetings.meet("rg.evaluate(...)")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
+
+    def _know(self, ema: Any) -> None:
+        """Refuse an average of another network; remember one of G."""
+        if self.networks["G"].sparse:
+            matched(ema, self.networks["G"])
+        self.averages["G"].know(ema)
 
     @outside_inference
     def synchronize(self) -> None:
@@ -220,7 +237,8 @@ class Controller:
                         net.start(w)
                     parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
-                broadcast_first((net.counts.kept, net.counts.regrown, net.counts.pruned, net.counts.written))
+                c = net.counts
+                broadcast_first((c.kept, c.regrown, c.restored, c.pruned, c.written))
                 net.method.synchronized(net.weights)
 
     @outside_inference
@@ -233,12 +251,13 @@ class Controller:
             self._enter(self.phase)
 
     @outside_inference
-    def ema(self, average: nn.Module, beta: float, network: str = "G") -> nn.Module:
+    def ema(self, average: Any, beta: float, network: str = "G") -> Any:
         """One update of a host's moving average that knows masks (SEMA, STU-GAN Eq. 5). Returns the average.
 
         Instead of the host's own update, after each step of the network: managed weights are 0 where they are inactive
         and begin anew with their first active value; everything else, buffers too, is averaged with `beta` as ever.
-        average: a copy of the network. Raises RgplugError for another network.
+        average: a copy of the network: a module (wrapped or not), a state dict, or a list of tensors. Raises
+        RgplugError for another network.
         """
         if not 0 <= beta < 1:
             raise RgplugError(f"ema got beta {beta}; it has to lie between 0 and 1 (exclusive)")
@@ -290,6 +309,7 @@ class Controller:
             "epoch": self.epoch,
             "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
             "last_counts": {k: list(v) for k, v in self.monitor.last_counts.items()},
+            "last_restored": dict(self.monitor.last_restored),
             "accounting": self.accounting.state_dict(),
             "balance": None if self._balance is None else self._balance.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
@@ -310,6 +330,9 @@ class Controller:
         if self.regeneration is not None and state["regeneration"] is not None:
             self.regeneration.load_state_dict(state["regeneration"])
         self.monitor.last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
+        self.monitor.last_restored = dict.fromkeys(self.networks, 0) | {
+            k: int(v) for k, v in state.get("last_restored", {}).items()
+        }
         self.accounting.load_state_dict(state["accounting"])
         if self._balance is not None and state.get("balance") is not None:
             self._balance.load_state_dict(state["balance"])
@@ -339,11 +362,12 @@ class Controller:
         path: str | Path | None = None,
         *,
         network: str = "G",
-        ema: nn.Module | None = None,
+        ema: Any = None,
         half: bool = False,
     ) -> nn.Module:
         """A plain copy of a network, or of its moving average, with zeros in place: no trace of rgplug, equal outputs.
 
+        ema: a module (wrapped or not), a state dict, or a list of tensors in the order of the network's parameters.
         path: also write it as a sparse file (values and packed bits; half: as float16), which
         `rgplug.export.load_sparse(path, network)` reads. Raises RgplugError while the network trains dense, for another
         one as `ema`, and for one that cannot be copied.
@@ -353,13 +377,37 @@ class Controller:
             save_sparse(path, baked.state_dict(), half)
         return baked
 
-    @outside_inference
-    def apply_masks(self, network: nn.Module, label: str = "G") -> nn.Module:
-        """Give a copy of a network (an EMA) the live mask: exact zeros where the original is pruned. Returns it.
+    @contextmanager
+    def masked(self, network: Any, label: str = "G") -> Iterator[Any]:
+        """A copy of a network (an EMA) under the live mask for the time of the block: for measuring, drawing, saving.
 
-        Cheap, and meant for each time a copy is evaluated, drawn or saved, not for every step.
+            with rg.masked(G_ema):
+                rg.end_epoch(ema=G_ema)
+                draw(G_ema(z))
+
+        network: a module (wrapped or not), a state dict, or a list of tensors in the order of G.parameters(); it is
+        yielded. Masks are first brought onto their schedule, as at an evaluation, so that what is drawn, saved and
+        measured is one generator. At the end of the block the copy is bit for bit as before; do not train or update it
+        inside. The mask is that of the block's beginning, whatever `end_epoch` decides inside. Blocks may be nested;
+        while the network trains dense, or where the policy leaves it out, nothing is done. Raises RgplugError for
+        another network.
         """
-        hide_pruned(named_tensors(network), self._network(label))
+        if label not in self.networks and label in self.modules:
+            yield network
+            return
+        self._network(label)
+        with self.averages[label].masked(network):
+            yield network
+
+    @outside_inference
+    def apply_masks(self, network: Any, label: str = "G") -> Any:
+        """Write the live mask into a copy of a network: exact zeros where the original is pruned, for good. Returns it.
+
+        For a copy that is kept as it is (a file, a deployment). An average that goes on being updated forgets by this
+        what it held at pruned weights; use `masked` to evaluate, draw or save it.
+        """
+        hide_pruned(network, self._network(label))
+        self.averages[label].know(network, masked=True)
         return network
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from rgplug.devices import counter, widest
 from rgplug.masking import MaskedWeight
 
-_COUNTERS = ("kept", "regrown", "pruned", "written", "density_steps")
+_COUNTERS = ("kept", "regrown", "restored", "pruned", "written", "density_steps")
 
 
 class Counts:
@@ -23,7 +23,8 @@ class Counts:
         device = weights[0].param.device if weights else torch.device("cpu")
         self.numel = torch.tensor([w.numel for w in weights], dtype=counter(device), device=device)
         self.kept = self.numel.clone()
-        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept, summed over all steps
+        self.regrown = torch.zeros_like(self.kept)  # pruned -> kept by the method's rule, summed over all steps
+        self.restored = torch.zeros_like(self.kept)  # pruned -> kept, all at once: augmented regeneration
         self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
         # density of each weight, summed over iterations
@@ -36,8 +37,8 @@ class Counts:
         place = {w.name: i for i, w in enumerate(self._weights)}
         for i, w in enumerate(weights):
             if w.name in place:
-                for counter in _COUNTERS:
-                    getattr(new, counter)[i] = getattr(self, counter)[place[w.name]]
+                for name in _COUNTERS:
+                    getattr(new, name)[i] = getattr(self, name)[place[w.name]]
         return new
 
     def recount(self) -> None:
@@ -62,7 +63,7 @@ class Counts:
 
     def dense(self) -> None:
         """Everything has come back."""
-        self.regrown += self.numel - self.kept
+        self.restored += self.numel - self.kept
         self.kept.copy_(self.numel)
 
     def found(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
@@ -94,6 +95,7 @@ class Counts:
         return {name: getattr(self, name).to("cpu", torch.float64, copy=True) for name in _COUNTERS}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.restored.zero_()  # states from before it was counted apart have it in `regrown`
         for name, value in state.items():
             getattr(self, name).copy_(value)
 

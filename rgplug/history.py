@@ -18,23 +18,29 @@ Line = dict[str, Any]  # one line of it
 
 @dataclass(frozen=True)
 class Record:
-    """What `end_epoch` decided and saw. Counts are since the record before; densities are shares kept."""
+    """What `end_epoch` saw, and what it decided then.
+
+    density, layers (shares kept), phase_before, real_images and flops are those of the networks that were measured;
+    average and phase are the decision, and counts are since the record before, with what the decision itself brought
+    back or pruned.
+    """
 
     epoch: int
     steps: dict[str, int]
     metric: float | None
     metric_name: str | None
     average: float | None  # the weighted average that the metric was compared with
-    phase_before: str
-    phase: str
+    phase_before: str  # in which the networks trained until now, and were measured
+    phase: str  # in which they train on
     density: dict[str, float]
     layers: dict[str, dict[str, float]] = field(repr=False)
-    regenerated: dict[str, int]
+    regenerated: dict[str, int]  # came back one by one, by the method's rule (recurrent regeneration)
     pruned: dict[str, int]
     real_images: int | None = None
     flops: float | None = None
     written: dict[str, int] = field(default_factory=dict)  # non-zeros that the host wrote at pruned positions
     seconds: float = 0.0
+    restored: dict[str, int] = field(default_factory=dict)  # came back all at once (augmented regeneration)
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch:>3}"]
@@ -46,6 +52,8 @@ class Record:
         parts.append(change)
         parts.append("density " + " ".join(f"{n} {d:.3f}" for n, d in self.density.items()))
         parts.append("regenerated " + " ".join(f"{n} {c:,}" for n, c in self.regenerated.items()))
+        if any(self.restored.values()):
+            parts.append("restored " + " ".join(f"{n} {c:,}" for n, c in self.restored.items()))
         parts.append("pruned " + " ".join(f"{n} {c:,}" for n, c in self.pruned.items()))
         return " | ".join(parts)
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from rgplug.masking import MaskedWeight
 
 _weights: weakref.WeakKeyDictionary[nn.Module, MaskedWeight] = weakref.WeakKeyDictionary()
+_copies: weakref.WeakKeyDictionary[MaskedWeight, list[weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}
 _MARK = "_rgplug_original_class"
 
@@ -50,6 +51,11 @@ def original_class(module: nn.Module) -> type:
 def masked_weight(module: nn.Module) -> MaskedWeight | None:
     """The managed weight of a module; None for one that is not managed, such as a copy."""
     return _weights.get(module)
+
+
+def copies_of(weight: MaskedWeight) -> list[Tensor]:
+    """What deep copies of the weight's module hold in its place, as long as they are there: an average, mostly."""
+    return [copied for ref in _copies.get(weight, []) if (copied := ref()) is not None]
 
 
 @contextmanager
@@ -107,7 +113,11 @@ def _masked_class(original: type, free: tuple[str, ...]) -> type:
 
         def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
             with _as_original(self):
-                return copy.deepcopy(self, memo)
+                made = copy.deepcopy(self, memo)
+            weight = masked_weight(self)
+            if weight is not None and isinstance(copied := memo.get(id(weight.param)), Tensor):
+                _copies[weight] = [weakref.ref(t) for t in (*copies_of(weight), copied)]
+            return made
 
         namespace: dict[str, Any] = {
             _MARK: original,

@@ -19,13 +19,14 @@ class Logger(Protocol):
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record under the names that every logger gets: metric, density/G, density/G/<weight>, ..."""
-    found: dict[str, float] = {"sparse": float(record.phase == "sparse"), "seconds": record.seconds}
+    """The numbers of a record under the names that every logger gets: metric, density/G, density/G/<weight>, ...;
+    all of the networks that were measured (`sparse`: the phase before the decision)."""
+    found: dict[str, float] = {"sparse": float(record.phase_before == "sparse"), "seconds": record.seconds}
     for name in ("metric", "average", "real_images", "flops"):
         value = getattr(record, name)
         if value is not None:
             found[record.metric_name or name if name == "metric" else name] = float(value)
-    for name in ("density", "regenerated", "pruned", "steps"):
+    for name in ("density", "regenerated", "restored", "pruned", "steps"):
         found |= {f"{name}/{network}": float(value) for network, value in getattr(record, name).items()}
     for network, layers in record.layers.items():
         found |= {f"density/{network}/{layer}": density for layer, density in layers.items()}

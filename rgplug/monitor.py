@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
+
+import torch
+from torch import nn
 
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
+from rgplug.observers import Observer
+from rgplug.policy import Policy
 from rgplug.select import named_parameters
 from rgplug.warn import warn
+from rgplug.wrappers import unwrap
+
+ITERATIONS_WITHOUT_EVALUATION = 10_000  # published hosts measure every 1,000 to 5,000
+MOST_ZEROS = 0.05  # share of exact zeros among kept weights that a network which was never pruned begins with
+_ROLES = {"G": ("generator",), "D": ("discriminator", "critic")}  # words in class names
 
 
-class Monitor:
+class Monitor(Observer):
     """Counts since the last record, and what has been warned of already."""
 
-    def __init__(self, networks: dict[str, Network], accounting: Accounting):
+    def __init__(self, networks: dict[str, Network], accounting: Accounting, policy: Policy):
         self.networks = networks
         self.accounting = accounting
+        self.policy = policy
         self.last_counts = {label: (0, 0) for label in networks}  # (regrown, pruned) at the last record
+        self.last_restored = dict.fromkeys(networks, 0)
+        self._began: dict[str, int] = {}  # iteration of a network at the first step that was seen
+        self._evaluated = False
         self._clock = time.perf_counter()
         self._warned: set[str] = set()
 
-    def record(
-        self, epoch: int, metric: float | None, name: str | None, average: float | None, before: str, phase: str
-    ) -> Record:
-        """The record of an epoch. Reads the device."""
+    def measured(self, epoch: int, metric: float | None, name: str | None, phase: str) -> Record:
+        """The record of an epoch before anything is decided: the networks as they were measured. Reads the device."""
+        self._evaluated = True
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        regenerated, pruned = {}, {}
-        for label, net in self.networks.items():
-            totals = int(net.counts.regrown.sum()), int(net.counts.pruned.sum())
-            regenerated[label] = totals[0] - self.last_counts[label][0]
-            pruned[label] = totals[1] - self.last_counts[label][1]
-            self.last_counts[label] = totals
         written = self._written()
         density = {label: net.density() for label, net in self.networks.items()}
         if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5:
@@ -46,17 +55,99 @@ class Monitor:
             steps={label: net.iteration for label, net in self.networks.items()},
             metric=metric,
             metric_name=name,
-            average=average,
-            phase_before=before,
+            average=None,
+            phase_before=phase,
             phase=phase,
             density=density,
             layers={label: net.layer_density() for label, net in self.networks.items()},
-            regenerated=regenerated,
-            pruned=pruned,
+            regenerated={},
+            pruned={},
             real_images=self.accounting.real_images,
             flops=self.accounting.flops(),
             written=written,
             seconds=seconds,
+        )
+
+    def decided(self, measured: Record, average: float | None, phase: str) -> Record:
+        """The record with the decision, and what has been regenerated, restored and pruned. Reads the device."""
+        regenerated, restored, pruned = {}, {}, {}
+        for label, net in self.networks.items():
+            totals = int(net.counts.regrown.sum()), int(net.counts.pruned.sum())
+            total = int(net.counts.restored.sum())
+            # what was set aside since (it does not train) took its counts along
+            regenerated[label] = max(totals[0] - self.last_counts[label][0], 0)
+            pruned[label] = max(totals[1] - self.last_counts[label][1], 0)
+            restored[label] = max(total - self.last_restored[label], 0)
+            self.last_counts[label], self.last_restored[label] = totals, total
+        return dataclasses.replace(
+            measured, average=average, phase=phase, regenerated=regenerated, restored=restored, pruned=pruned
+        )
+
+    # ---- around the steps --------------------------------------------------------------------------------------------
+
+    def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
+        if network not in self._began:
+            self._began[network] = self.networks[network].iteration
+            self._check_loaded(network)
+
+    def after_step(self, network: str) -> None:
+        if self._evaluated or self.policy.regeneration.augmented is None:
+            return
+        steps = self.networks[network].iteration - self._began.get(network, 0)
+        if steps >= ITERATIONS_WITHOUT_EVALUATION:
+            self._once(
+                "no evaluation",
+                f"{steps:,} iterations of {network} without an evaluation: augmented regeneration decides in "
+                "rg.end_epoch(fid), which was never called; call it after each evaluation, or set "
+                "regeneration: {augmented: false}",
+            )
+
+    @torch.no_grad()
+    def _check_loaded(self, label: str) -> None:
+        """Say it when weights come from a sparse run and the masks do not. Reads the device, at a first step only."""
+        net, masks = self.networks[label], self.policy.masks
+        follows = self.policy.method == "sparse" and masks.file is None and masks.criterion == "magnitude"
+        if not net.method.prunes or not net.sparse or self.policy.start is not None or follows:
+            return  # masks are drawn from the weights that were loaded, or the policy says where they come from
+        if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return  # no value can be read there
+        fresh = [w for w in net.weights if w.fresh]  # not those whose state was loaded
+        if not fresh:
+            return
+        device = fresh[0].param.device
+        counted = [torch.stack([(w.mask & (w.data == 0)).sum(), w.mask.sum()]).to(device) for w in fresh]
+        # a layer that is 0 throughout was initialized so
+        partly = [(zeros, kept) for zeros, kept in torch.stack(counted).tolist() if zeros < kept]
+        zeros, kept = (sum(column) for column in zip(*partly)) if partly else (0, 0)
+        if zeros > MOST_ZEROS * kept:
+            self._once(
+                f"sparse weights {label}",
+                f"{zeros / kept:.0%} of the weights of {label} that are not pruned are exactly 0 at its first step: "
+                "the checkpoint of a sparse run was loaded without its masks, so masks, thresholds and schedule begin "
+                "anew; load the state that was saved beside it, rg.load(path) or rg.load_state_dict(state)",
+            )
+
+    # ---- what the host did -------------------------------------------------------------------------------------------
+
+    def check_roles(self, modules: Mapping[str, nn.Module]) -> None:
+        """Say it when the classes' names say that G and D were swapped."""
+        names = {label: type(unwrap(module)).__name__ for label, module in modules.items()}
+        wrong = [label for label, name in names.items() if _role(name) not in (None, label)]
+        if wrong:
+            given = " and ".join(f"{names[label]} as {label}" for label in wrong)
+            self._once(
+                "roles",
+                f"attach got {given}; the generator comes first: rgplug.attach(G, D), or what the policy says of G "
+                "(target, metric, average) is done to the other network",
+            )
+
+    def warn_unmasked(self) -> None:
+        """The host gave a value that it may have measured on an average without the mask."""
+        self._once(
+            "unmasked average",
+            "end_epoch() got a value, and the moving average of G has had no mask on since G's last step: a value "
+            "measured on it is that of a network of density 1, and the phase is decided on it; measure inside "
+            "`with rg.masked(G_ema):`, or name a metric in the policy and call rg.end_epoch(ema=G_ema)",
         )
 
     def check_parameters(self) -> None:
@@ -105,3 +196,9 @@ class Monitor:
         if key not in self._warned:
             self._warned.add(key)
             warn(text)
+
+
+def _role(name: str) -> str | None:
+    """G or D, if a class's name says it of one of them alone."""
+    said = [label for label, words in _ROLES.items() if any(word in name.lower() for word in words)]
+    return said[0] if len(said) == 1 else None

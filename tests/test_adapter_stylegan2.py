@@ -132,7 +132,10 @@ def test_the_hosts_own_metric_decides(story: Story) -> None:
     assert [r["phase"] for r in first] == ["sparse"] * 5 + ["dense"]
     assert [r["metric"] for r in first] == [1, 1, 1, 1, 1, 9]
     assert {r["metric_name"] for r in first} == {"fid50k_full"}
-    assert first[-1]["density"] == {"G": 1.0, "D": 1.0}
+    # the value of a sparse pair, which then went dense; the next value is of the dense pair
+    assert first[-1]["density"] == {"G": pytest.approx(0.5, abs=0.005), "D": pytest.approx(0.6, abs=0.005)}
+    assert first[-1]["restored"]["G"] > 0
+    assert second[0]["density"] == {"G": 1.0, "D": 1.0}
     assert [(r["epoch"], r["phase"]) for r in second] == [(7, "sparse"), (8, "sparse")]
     assert second[-1]["density"]["G"] == pytest.approx(0.5, abs=0.005)
 
@@ -191,7 +194,9 @@ def test_the_snapshot_is_what_was_evaluated(story: Story) -> None:
 def test_numbers_in_the_hosts_log(story: Story) -> None:
     lines = [json.loads(line) for line in (story.first / "stats.jsonl").read_text().splitlines()]
     assert lines[4]["rgplug/density_G"]["mean"] == pytest.approx(0.5, abs=0.005)
-    assert [line["rgplug/sparse"]["mean"] for line in lines] == [1, 1, 1, 1, 1, 0]
+    assert [line["rgplug/sparse"]["mean"] for line in lines] == [1] * 6  # as measured; the decision came after
+    assert lines[5]["rgplug/density_G"]["mean"] == pytest.approx(0.5, abs=0.005)
+    assert lines[5]["rgplug/restored_G"]["mean"] == history(story.first)[5]["restored"]["G"]
     assert lines[4]["rgplug/pruned_D"]["mean"] == history(story.first)[4]["pruned"]["D"]
 
 

@@ -53,15 +53,6 @@ def test_apply_masks_in_a_dense_phase_leaves_everything() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), host.G.parameters()))
 
 
-def test_end_epoch_masks_the_average_it_is_given() -> None:
-    host, rg = attached(steps=2)
-    ema = copy.deepcopy(host.G)
-    for p in ema.parameters():
-        p.data.fill_(1.0)
-    rg.end_epoch(3.0, ema=ema)
-    assert not ema[0].weight[~rg.weights("G")[0].mask].any()
-
-
 def test_a_copy_that_does_not_fit_stays_as_it_is() -> None:
     G = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     rg = rgplug.attach(G, None, {"threshold.init": 0.3})

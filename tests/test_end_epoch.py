@@ -14,7 +14,9 @@ from common import MILD, Host, adam, attached
 from torch import nn
 
 import rgplug
+from rgplug.baselines.results import best_layers, from_records
 from rgplug.errors import RgplugError
+from rgplug.logs import scalars
 
 pytestmark = pytest.mark.filterwarnings("ignore:rgplug. densities have drifted apart")
 ABLATION: dict[str, dict[str, Any]] = {
@@ -59,18 +61,88 @@ def test_five_rising_values_go_dense_and_a_fall_goes_back(tmp_path: Path) -> Non
     record = rg.end_epoch(9)
     assert (record.phase_before, record.phase, rg.phase) == ("sparse", "dense", "dense")
     assert record.average == pytest.approx(7.7)
-    assert record.density == {"G": 1.0, "D": 1.0}
-    assert record.regenerated == missing
+    # what was measured was sparse, and nothing came back by the rule; the decision brought everything back at once
+    sizes = {n: sum(w.numel for w in rg.weights(n)) for n in "GD"}
+    assert record.density == pytest.approx({n: 1 - missing[n] / sizes[n] for n in "GD"})
+    assert record.regenerated == {"G": 0, "D": 0}
+    assert record.restored == missing
     assert "sparse -> dense" in str(record)
+    assert f"restored G {missing['G']:,} D {missing['D']:,}" in str(record)
+    assert rg.density() == {"G": 1.0, "D": 1.0}
     for n in "GD":
         assert all(torch.equal(w.param, t) for w, t in zip(rg.weights(n), thetas[n]))  # the old values are back
     thresholds = [w.threshold.clone() for w in rg.weights("G")]
     host.run(3)
     assert all(torch.equal(w.threshold, t) for w, t in zip(rg.weights("G"), thresholds))
-    assert rg.end_epoch(1).phase == "sparse"
+    back = rg.end_epoch(1)
+    assert (back.phase_before, back.phase, back.density) == ("dense", "sparse", {"G": 1.0, "D": 1.0})
+    assert back.layers["G"] == {w.name: 1.0 for w in rg.weights("G")}
+    assert back.restored == {"G": 0, "D": 0}
+    assert back.pruned["G"] == sum(int((~w.mask).sum()) for w in rg.weights("G"))  # by the decision
     assert rg.density("G") < 1
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["sparse"] * 4 + ["dense", "sparse"]
+
+
+def test_numbers_for_loggers_are_of_what_was_measured() -> None:
+    """The value of a sparse network beside its own density and phase, in the record that goes dense; then reversed."""
+    _, rg = attached({**MILD, "regeneration.augmented": {"window": 1, "weights": [1.0], "include_current": False}})
+    rg.end_epoch(5.0)
+    sparse = rg.density("G")
+    going, back = rg.end_epoch(9.0), rg.end_epoch(1.0)
+    assert [(r.phase_before, r.phase) for r in (going, back)] == [("sparse", "dense"), ("dense", "sparse")]
+    assert [scalars(r)["sparse"] for r in (going, back)] == [1.0, 0.0]
+    assert [scalars(r)["density/G"] for r in (going, back)] == [sparse, 1.0]
+    assert [scalars(r)["restored/G"] > 0 for r in (going, back)] == [True, False]
+    assert scalars(going)["regenerated/G"] == 0
+    lines = [json.loads(r.to_json()) for r in (going, back)]
+    best = from_records(lines, "rg-gan", 0, ".", None, higher_is_better=False)
+    assert (best["best"], best["best_phase"], best["density"]["G"]) == (1.0, "dense", 1.0)
+    assert set(best_layers(lines, best["best_epoch"]).values()) == {1.0}
+
+
+def test_a_resume_after_a_decision_goes_on_with_the_same_records() -> None:
+    """The state is that after the decision, with the counts of the record in which it was made."""
+    window = {"augmented": {"window": 1, "weights": [1.0], "include_current": False}}
+    policy = {**MILD, "regeneration": window, "batch_size": 4}
+
+    def records(resume: bool) -> list[dict[str, Any]]:
+        host = Host()
+        rg = rgplug.attach(host.G, host.D, policy)
+        found = []
+        for value in (5.0, 9.0, 1.0, 2.0):  # dense after the second, sparse after the third, dense after the fourth
+            host.run(2)
+            found.append({k: v for k, v in vars(rg.end_epoch(value)).items() if k != "seconds"})
+            if resume:
+                held, weights = copy.deepcopy(rg.state_dict()), copy.deepcopy(host.state_dict())
+                rg.detach(finish="as-is")
+                host = Host(seed=7)
+                rg = rgplug.attach(host.G, host.D, policy)
+                host.load_state_dict(weights)
+                rg.load_state_dict(held)
+        return found
+
+    straight = records(resume=False)
+    assert [r["phase"] for r in straight] == ["sparse", "dense", "sparse", "dense"]
+    assert [r["restored"]["G"] > 0 for r in straight] == [False, True, False, True]
+    assert records(resume=True) == straight
+
+
+def test_a_state_from_before_restored_weights_were_counted_apart() -> None:
+    window = {"augmented": {"window": 1, "weights": [1.0], "include_current": False}}
+    host, rg = attached({**MILD, "regeneration": window})
+    for value in (5.0, 9.0, 1.0):
+        rg.end_epoch(value)
+    old = rg.state_dict()
+    assert old.pop("last_restored")["G"] > 0
+    for net in old["networks"].values():
+        assert net["counters"].pop("restored").sum() > 0
+    rg.detach(finish="as-is")
+    again = rgplug.attach(host.G, host.D, {**MILD, "regeneration": window})
+    again.load_state_dict(old)
+    assert again.end_epoch(0.5).restored == {"G": 0, "D": 0}
+    pruned = {n: sum(int((~w.mask).sum()) for w in again.weights(n)) for n in "GD"}
+    assert again.end_epoch(9.0).restored == pruned
 
 
 @pytest.mark.parametrize("metric", [float("nan"), float("inf"), -float("inf"), torch.tensor(float("nan"))])
@@ -114,9 +186,10 @@ def test_augmented_per_network() -> None:
     _, rg = attached({**MILD, "regeneration": {"augmented": {"networks": ["G"]}}})
     for metric in (5, 6, 7, 8, 9):
         record = rg.end_epoch(metric)
-    assert record.density["G"] == 1
-    assert record.density["D"] < 1
     assert record.phase == "dense"
+    assert rg.density("G") == 1
+    assert rg.density("D") < 1
+    assert (record.restored["G"] > 0, record.restored["D"]) == (True, 0)
 
 
 def test_without_augmented_regeneration_the_phase_stays_and_the_metric_is_recorded() -> None:
@@ -136,7 +209,8 @@ def test_the_ablation_table_is_a_policy(name: str, grows_in_a_step: str, goes_de
     assert {n for n in "GD" if record.regenerated[n]} == set(grows_in_a_step)
     for metric in (6, 7, 8, 9):
         record = rg.end_epoch(metric)
-    assert {n for n in "GD" if record.density[n] == 1} == set(goes_dense)
+    assert {n for n in "GD" if rg.density(n) == 1} == set(goes_dense)
+    assert {n for n in "GD" if record.restored[n]} == set(goes_dense)
 
 
 def test_dense_counts_and_prunes_nothing() -> None:

@@ -94,6 +94,16 @@ def test_dense_epochs_change_the_figure(tmp_path):
     assert shade in {colour for _, colour in b.getcolors(1 << 24)}
 
 
+def test_restored_weights_are_drawn_apart_and_old_histories_have_none(tmp_path):
+    lines = made_up_history(4, 2)
+    zero = [{**line, "restored": {"G": 0, "D": 0}} for line in lines]
+    restored = [{**line, "restored": {"G": 5000 * (line["epoch"] == 2), "D": 0}} for line in lines]
+    drawn = [training_figure(history, tmp_path / f"{i}.png") for i, history in enumerate((lines, zero, restored))]
+    old, none, some = (np.asarray(Image.open(path).convert("RGB")) for path in drawn)
+    assert np.array_equal(old, none)
+    assert not np.array_equal(old, some)
+
+
 def test_truncated_last_line_is_dropped_and_a_broken_one_is_named(tmp_path):
     lines = made_up_history(4, 2)
     path = write_jsonl(tmp_path / "history.jsonl", lines)

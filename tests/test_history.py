@@ -40,6 +40,8 @@ def test_a_record_prints_as_one_line_with_what_was_decided() -> None:
     )
     assert "sparse -> " not in str(record(phase="sparse"))
     assert "fid" not in str(record(metric=None))
+    assert "regenerated G 1,234 D 0 | restored G 50 D 0 | pruned" in str(record(restored={"G": 50, "D": 0}))
+    assert "restored" not in str(record(restored={"G": 0, "D": 0}))
 
 
 def test_json_has_every_field_and_no_nan() -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import rgplug
+from rgplug import state as state_file
 from rgplug.cli import main
 from rgplug.examples import quickstart, train_gan
 
@@ -22,7 +23,11 @@ def test_the_difference_is_the_import_and_two_lines() -> None:
     plain, attached = ((EXAMPLES / f"{name}.py").read_text().splitlines() for name in ("train_gan", "quickstart"))
     changes = [line for line in difflib.ndiff(plain, attached) if line[0] in "+-"]
     added = [line[2:].strip() for line in changes if line.startswith("+ ") and line[2:].strip()]
-    assert not [line for line in changes if line.startswith("- ")]
+    removed = [line[2:].strip() for line in changes if line.startswith("- ") and line[2:].strip()]
+    assert removed == ["with torch.no_grad():"]  # around what is drawn of the average
+    drawing = [line for line in added if line.startswith("with torch.no_grad(), rg.masked(G_ema):")]
+    assert len(drawing) == 1
+    added.remove(drawing[0])
     assert len(added) == 3
     assert added[0] == "import rgplug"
     assert added[1].startswith("rg = rgplug.attach(G, D, ")
@@ -54,13 +59,20 @@ def test_demo_leaves_what_it_promises(folder: Path, tmp_path: Path, monkeypatch:
     assert records[-1]["real_images"] == 4 * 16
     assert records[-1]["flops"] > 0
 
-    # the checkpoint knows nothing of rgplug, and its average is pruned as it was measured
+    # the checkpoint knows nothing of rgplug; its average goes on unmasked, and under the mask has the density measured
     state = torch.load(out / "checkpoint.pt", weights_only=True)
-    G = train_gan.Generator(64)
-    G.load_state_dict(state["G_ema"])
-    pruned = sum(int((p == 0).sum()) for n, p in G.named_parameters() if p.dim() >= 2)
-    total = sum(p.numel() for n, p in G.named_parameters() if p.dim() >= 2)
-    assert 1 - pruned / total == pytest.approx(records[-1]["density"]["G"], abs=1e-3)
+    G, G_ema = train_gan.Generator(64), train_gan.Generator(64)
+    G.load_state_dict(state["G"])
+    G_ema.load_state_dict(state["G_ema"])
+    assert all(p.all() for p in G_ema.parameters() if p.dim() >= 2)
+    rg = rgplug.attach(G, None, {"base": "rg-gan", "threshold.units": "layer_std"})
+    held = state_file.load(out / "rgplug.safetensors")
+    held["networks"].pop("D")
+    rg.load_state_dict(held)
+    with rg.masked(G_ema):
+        kept = sum(int(p.count_nonzero()) for p in G_ema.parameters() if p.dim() >= 2)
+        total = sum(p.numel() for p in G_ema.parameters() if p.dim() >= 2)
+        assert kept / total == pytest.approx(records[-1]["density"]["G"], abs=1e-3)
 
 
 def test_inspect_prints_the_attach_report(capsys: pytest.CaptureFixture[str]) -> None:

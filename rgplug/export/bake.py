@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from rgplug.copies import hide_pruned
 from rgplug.errors import RgplugError
-from rgplug.evaluation import hide_pruned
-from rgplug.select import named_tensors
+from rgplug.metrics.isolation import aligned
 from rgplug.wrappers import unwrap
 
 if TYPE_CHECKING:
     from rgplug.network import Network
 
 
-def bake(network: nn.Module, net: Network) -> nn.Module:
+def bake(network: Any, net: Network) -> nn.Module:
     """A deep copy of `network` (the managed one, or a moving average of it) under the live mask, in eval mode.
 
+    network: a module, or the state dict or list of tensors of an average, which a copy of the managed network takes.
     Wrappers (DDP, compile) are left out; classes, keys and pickles are the host's, and outputs are those of the masked
     network bit for bit. Raises RgplugError while the network trains dense, for another one as `network`, and for one
     that cannot be copied.
@@ -28,12 +30,17 @@ def bake(network: nn.Module, net: Network) -> nn.Module:
             f"{net.label} trains dense at the moment (augmented regeneration) and has nothing pruned to export; export "
             f"in a sparse phase, or take copy.deepcopy({net.label})"
         )
+    module = network if isinstance(network, nn.Module) else net.module
     try:
-        baked = copy.deepcopy(unwrap(network))
+        baked = copy.deepcopy(unwrap(module))
     except Exception as error:
         raise RgplugError(
-            f"{type(unwrap(network)).__name__} cannot be copied ({error}); run a forward under torch.no_grad() first: "
+            f"{type(unwrap(module)).__name__} cannot be copied ({error}); run a forward under torch.no_grad() first: "
             "layers that keep a computed weight (spectral norm) can be copied then"
         ) from error
-    hide_pruned(named_tensors(baked), net)
+    if module is not network:
+        with torch.no_grad():
+            for tensor, value in aligned(baked, network):
+                tensor.copy_(value)
+    hide_pruned(baked, net)
     return baked.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
-from rgplug.wrappers import plain_name, unwrap
+from rgplug.wrappers import plain_tensors, tensors_of
 
 Weights = Mapping[str, Tensor] | Sequence[Tensor]
 
@@ -92,11 +92,11 @@ def preserved_hooks(*modules: nn.Module) -> Iterator[None]:
 def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
     """Put `weights` into a module and its own values back afterwards, bit for bit.
 
-    weights: a state dict (also of parameters only, also with the prefixes of DDP or torch.compile), or a list of
+    weights: a state dict (also of parameters only, also of a wrapper: DDP, AveragedModel, torch.compile), or a list of
     tensors in the order of module.parameters() (or of those that require a gradient). Values are copied, so
     addresses stay; `.data` is written, so no autograd graph that the host still holds is invalidated.
     """
-    pairs = _aligned(unwrap(module), weights)
+    pairs = aligned(module, weights)
     saved = [target.detach().clone() for target, _ in pairs]
     try:
         for target, value in pairs:
@@ -107,31 +107,17 @@ def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
             target.data.copy_(value)
 
 
-def _aligned(module: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+def aligned(module: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]:
     """(tensor of the module, value) pairs; RgplugError when names, number or shapes do not fit."""
+    own, given = plain_tensors(module), tensors_of(weights, module)
     if isinstance(weights, Mapping):
-        own = {
-            **dict(module.named_parameters(remove_duplicate=False)),  # a state dict names tied ones twice
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
-        tensors_only = {n: v for n, v in weights.items() if isinstance(v, Tensor) and not n.endswith("_extra_state")}
-        given = {n if n in own else plain_name(n): v for n, v in tensors_only.items()}
         unknown = sorted(set(given) - set(own))
-        missing = sorted(n for n, p in module.named_parameters() if p.requires_grad and n not in given)
+        lent = {id(own[n]) for n in given if n in own}  # a tied tensor may be given under any of its names
+        missing = sorted(n for n, p in own.items() if p.requires_grad and id(p) not in lent)
         if unknown or missing:
             what = f"has no {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the generator has not"
             raise RgplugError(f"ema: the state dict {what}; give a state dict of the generator")
-        pairs = [(own[n], v) for n, v in given.items()]
-    else:
-        tensors = list(weights)
-        every = list(module.parameters())
-        trained = [p for p in every if p.requires_grad]
-        targets = next((t for t in (every, trained) if len(t) == len(tensors)), None)
-        if targets is None:
-            raise RgplugError(
-                f"ema: {len(tensors)} tensors for {len(every)} parameters of the generator; give one for each"
-            )
-        pairs = list(zip(targets, tensors))
+    pairs = [(own[n], v) for n, v in given.items()]
     for target, value in pairs:
         if target.shape != value.shape:
             raise RgplugError(f"ema: a tensor {tuple(value.shape)} where the generator has {tuple(target.shape)}")

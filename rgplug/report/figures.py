@@ -32,7 +32,8 @@ def training_figure(
 ) -> Path:
     """Draw one run: its metric, density of the networks and of every layer, and what was pruned and regenerated.
 
-    All panels share the epochs as their horizontal axis. Epochs that were trained dense are shaded. Returns the path.
+    Metric and densities of an epoch are of the networks as they were measured, and so is its shading: dense ones are
+    shaded. All panels share the epochs as their horizontal axis. Returns the path.
     Raises ValueError if the history holds no epoch, ImportError if matplotlib is not installed.
     """
     lines = read_history(history)
@@ -207,18 +208,27 @@ def _short(name: str, most: int = 26) -> str:
 
 
 def _draw_counts(axis: Any, lines: list[Line], networks: list[str]) -> None:
-    """Bars per epoch: regenerated upwards, pruned downwards; the networks stacked."""
+    """Bars per epoch: regenerated one by one and, hatched, restored all at once upwards, pruned downwards; the networks
+    stacked."""
     epochs = _epochs(lines)
-    axis.set_title("weights regenerated (up) and pruned (down) per epoch", loc="left")
+    restores = any(any(_of(line, "restored").values()) for line in lines)
+    up_words = "regenerated and, hatched, restored (up)" if restores else "regenerated (up)"
+    axis.set_title(f"weights {up_words} and pruned (down) per epoch", loc="left")
     axis.set_ylabel("weights")
     up, down = np.zeros(len(lines)), np.zeros(len(lines))
     for network in networks:
         colour = NETWORK_COLOURS[network]
         regenerated = np.nan_to_num(_values(lines, "regenerated", network))
+        restored = np.nan_to_num(_values(lines, "restored", network))  # not in histories from before it was counted
         pruned = np.nan_to_num(_values(lines, "pruned", network))
         axis.bar(epochs, regenerated, 0.7, bottom=up, color=colour, label=network, zorder=3)
+        if restored.any():
+            axis.bar(
+                epochs, restored, 0.7, bottom=up + regenerated, facecolor="white", edgecolor=colour, hatch="////",
+                lw=0.5, zorder=3,
+            )  # fmt: skip
         axis.bar(epochs, -pruned, 0.7, bottom=-down, color=colour, alpha=0.55, zorder=3)
-        up, down = up + regenerated, down + pruned
+        up, down = up + regenerated + restored, down + pruned
     axis.axhline(0, color=INK, lw=0.7, zorder=4)
     axis.yaxis.set_major_formatter(lambda value, _: _count(abs(value)))
     axis.locator_params(axis="y", nbins=5)

@@ -163,9 +163,10 @@ def _run_details(c: Comparison, run: Result, lines: list[Line]) -> str:
 def _training(lines: list[Line], name: str) -> str:
     return figure(
         _drawn(lambda path: training_figure(lines, path)),
-        f"Metric, densities, densities of every layer, and weights regenerated and pruned, by epoch, of {name}",
-        f"{name}: metric (dense phases shaded), density of the networks and of their layers, weights regenerated and "
-        "pruned.",
+        f"Metric, densities, densities of every layer, and weights regenerated, restored and pruned, by epoch, of "
+        f"{name}",
+        f"{name}: metric (dense phases shaded), density of the networks and of their layers, weights regenerated "
+        "(by the rule), restored (all at once, for a dense phase) and pruned.",
         wide=True,
     )
 
