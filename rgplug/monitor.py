@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from typing import Any
 
+from rgplug import expected
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
@@ -59,6 +61,13 @@ class Monitor:
             written=written,
             seconds=seconds,
         )
+
+    def misfit(self, last_counts: Any) -> str:
+        """What is wrong with `last_counts` of a state, as half a sentence; "" if nothing is."""
+        totals = expected.list_of(expected.whole(-expected.LARGEST))  # regrown, pruned, and what came later
+        wrong = expected.keys(last_counts, dict.fromkeys(self.networks, totals))
+        few = next((label for label, v in last_counts.items() if len(v) < 2), "") if not wrong else ""
+        return f"has too few counts of {few}" if few else wrong
 
     def check_parameters(self) -> None:
         """Say it when the host replaced Parameters, or when nobody stepped a managed network."""

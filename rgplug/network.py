@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgplug import fused, kernels
+from rgplug import expected, fused, kernels
 from rgplug.counts import Counts
 from rgplug.errors import RgplugError
+from rgplug.fingerprint import fingerprint
 from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Step
@@ -343,19 +344,49 @@ class Network:
             "sparse": self.sparse,
             "iteration": self.iteration,
             "counters": self.counts.state_dict(),
+            "fingerprint": fingerprint(w.data for w in self.weights),
             "weights": weights,
         }
 
+    def misfit(self, state: Mapping[str, Any]) -> str:
+        """What is wrong with a state whose weights have the names and shapes of these, as a clause; "" if nothing is."""
+        for w in self.weights:
+            own = state["weights"][w.name]
+            kept = {k[7:]: v for k, v in own.items() if str(k).startswith("method.")}
+            wrong = w.misfit(own) or self.method.misfit(w, kept)
+            if wrong:
+                return f"the state of {self.label}.{w.name} {wrong}"
+        flag = expected.flag if self.method.prunes else lambda v: "" if v is False else "is not false in a dense run"
+        checks = {"sparse": flag, "iteration": expected.whole(), "counters": self.counts.misfit}
+        rest = {key: value for key, value in state.items() if key != "weights"}
+        wrong = expected.keys(rest, checks, {"fingerprint": expected.whole(-(2**63), 2**63)})
+        masks = {w.name: state["weights"][w.name]["mask"] for w in self.weights}
+        together = "" if wrong else self.method.misfit_together(state["weights"], masks)
+        return f"the state of {self.label} {wrong or together}" if wrong or together else ""
+
+    @torch.no_grad()
+    def belongs(self, state: Mapping[str, Any]) -> bool:
+        """Whether the live weights are those that a state was saved with. Reads the device."""
+        return fingerprint(w.data for w in self.weights) == state.get("fingerprint")
+
+    @torch.no_grad()
+    def would_belong(self, state: Mapping[str, Any]) -> bool:
+        """Whether they are once the state's masks are on them, in place of those that were drawn at attach."""
+        masks = (state["weights"][w.name]["mask"].to(w.param.device) for w in self.weights)
+        live = (torch.where(mask, w.theta, 0) for mask, w in zip(masks, self.weights))
+        return fingerprint(live) == state.get("fingerprint")
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state whose names and shapes were checked."""
+        """Take over a state that `misfit` finds nothing wrong with."""
+        live = self.belongs(state)
         for w in self.weights:
             own = state["weights"][w.name]
             w.steps = int(own["steps"])
             w.prepared, w.threshold_grad, w.fresh = None, None, False
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
-                w.load(own["mask"], own["dormant"], own.get("threshold"))
+                w.load(own["mask"], own["dormant"], own.get("threshold"), live=live)
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         self.counts.load_state_dict(state["counters"])
 
