@@ -10,10 +10,8 @@ from torch import Tensor
 from rgplug.kernels import as_bits
 
 _CHUNK = 2**20  # entries at a time, so that little memory is needed beside the weights
-_FIRST, _SECOND = (
-    -7046029254386353131,
-    -4417276706812531889,
-)  # odd, their bits as if drawn (2^64 / golden ratio; murmur)
+# odd numbers whose bits look drawn: 2^64 / golden ratio, and one of MurmurHash3
+_FIRST, _SECOND = -7046029254386353131, -4417276706812531889
 
 
 def fingerprint(weights: Iterable[Tensor]) -> int:

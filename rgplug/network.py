@@ -349,7 +349,7 @@ class Network:
         }
 
     def misfit(self, state: Mapping[str, Any]) -> str:
-        """What is wrong with a state whose weights have the names and shapes of these, as a clause; "" if nothing is."""
+        """What is wrong with a state whose weights have these names and shapes, as a clause; "" if nothing is."""
         for w in self.weights:
             own = state["weights"][w.name]
             kept = {k[7:]: v for k, v in own.items() if str(k).startswith("method.")}

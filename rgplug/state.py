@@ -295,5 +295,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for key in sorted(tensors):
         t = tensors[key]
         digest.update(f"{key} {t.dtype} {list(t.shape)}".encode())
-        digest.update(memoryview(t.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

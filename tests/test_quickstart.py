@@ -1,4 +1,4 @@
-"""quickstart.py is train_gan.py plus an import and two lines; the demo runs it."""
+"""quickstart.py is train_gan.py plus an import, two lines and one for resuming; the demo runs it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from rgplug.examples import quickstart, train_gan
 EXAMPLES = Path(quickstart.__file__).parent
 
 
-def test_the_difference_is_the_import_and_two_lines() -> None:
+def test_the_difference_is_the_import_two_lines_and_one_for_resuming() -> None:
     plain, attached = ((EXAMPLES / f"{name}.py").read_text().splitlines() for name in ("train_gan", "quickstart"))
     changes = [line for line in difflib.ndiff(plain, attached) if line[0] in "+-"]
     added = [line[2:].strip() for line in changes if line.startswith("+ ") and line[2:].strip()]
     assert not [line for line in changes if line.startswith("- ")]
-    assert len(added) == 3
+    assert len(added) == 4
     assert added[0] == "import rgplug"
     assert added[1].startswith("rg = rgplug.attach(G, D, ")
-    assert "rg.end_epoch(ema=G_ema)" in added[2]
+    assert added[2].startswith('modules["rg"] = rg')
+    assert "rg.end_epoch(ema=G_ema)" in added[3]
     assert "rgplug" not in (EXAMPLES / "train_gan.py").read_text()
 
 
@@ -54,7 +55,7 @@ def test_demo_leaves_what_it_promises(folder: Path, tmp_path: Path, monkeypatch:
     assert records[-1]["real_images"] == 4 * 16
     assert records[-1]["flops"] > 0
 
-    # the checkpoint knows nothing of rgplug, and its average is pruned as it was measured
+    # the networks in the checkpoint know nothing of rgplug, and the average is pruned as it was measured
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     G = train_gan.Generator(64)
     G.load_state_dict(state["G_ema"])
