@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rgplug import expected
 from rgplug.errors import RgplugError
 from rgplug.methods.balance import BalanceRatio, balance_ratio
 from rgplug.metrics import default_sample_fn, open_source, pick_images
@@ -113,9 +114,23 @@ class BalanceMeter(Observer):
         sampler = None if self._sampler is None else self._sampler.get_state()
         return {**self.ratio.state_dict(), "random": self._random.get_state(), "sampler": sampler}
 
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state, as half a sentence; "" if nothing is."""
+        checks = {"values": self.ratio.misfit, "random": expected.generator}
+        wrong = expected.keys(state, {**checks, "sampler": expected.optional(expected.generator)})
+        if wrong or state["sampler"] is None:
+            return wrong
+        try:
+            self._sampler = self._sampler or default_sample_fn(self._modules["G"]).weakened()
+        except RgplugError as error:
+            return f"has a 'sampler' of latents, and here {error}"
+        return ""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `misfit` finds nothing wrong with."""
         self.ratio.load_state_dict(dict(state))
-        self._random.set_state(state["random"])
-        if state["sampler"] is not None:
-            self._sampler = default_sample_fn(self._modules["G"]).weakened()
-            self._sampler.set_state(state["sampler"])
+        self._random.set_state(state["random"].cpu())
+        if state["sampler"] is None:
+            self._sampler = None
+        else:
+            self._sampler.set_state(state["sampler"].cpu())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.policy import BalancePolicy
 from rgplug.processes import from_first_rank
 
@@ -50,6 +51,11 @@ class BalanceRatio:
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": torch.stack(list(self.values)).cpu() if self.values else torch.empty(0)}
+
+    def misfit(self, values: Any) -> str:
+        """What is wrong with the measured ratios of a state, as half a sentence; "" if nothing is."""
+        wrong = expected.tensor()(values)
+        return wrong or ("" if values.dim() == 1 else f"has shape {list(values.shape)}, not one dim")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.values.clear()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgplug import kernels
+from rgplug import expected, kernels
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
@@ -265,6 +265,26 @@ class Sparse(Method):
         if weight.name in self._momentum:
             state["momentum"] = self._momentum[weight.name].clone()
         return state
+
+    def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
+        grow = None if self.exploration is None else self.exploration.grow
+        needed = {"active": expected.whole()}
+        if self.balance is not None:
+            needed["density"] = expected.number(0, 1)
+        if grow == "random":
+            needed["random"] = expected.generator
+        # there is no momentum before the first step
+        momentum = {"momentum": expected.tensor(weight.param.shape)} if grow == "momentum" else {}
+        return expected.keys(state, needed, momentum)
+
+    def misfit_together(self, states: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Tensor]) -> str:
+        """As many units are active as the masks keep."""
+        for block in self.units.blocks:
+            kept = int(block.kept({name: masks[name] for name in block.names}).sum())
+            for name in block.names:
+                if states[name]["method.active"] != kept:
+                    return f"counts {states[name]['method.active']} active units of {name}, and its mask keeps {kept}"
+        return ""
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         if weight.fresh:
