@@ -127,6 +127,8 @@ class StepHooks:
         self._restore_lr()
         owned = self.owned(optimizer)
         for net, weights, groups in _by_network(owned):
+            for observer in self.observers:
+                observer.stepped(net.label)
             scale = None if net.host_loss is None else _loss_scale(optimizer)
             step = Step(
                 optimizer=optimizer,
