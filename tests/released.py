@@ -140,6 +140,8 @@ def state_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 class Replay:
     """The same steps in an ordinary loop around networks that rgplug is attached to: hinge losses, Adam."""
 
+    at_once = False  # one backward for D's loss, or one each for real and generated images, as the program has it
+
     def __init__(self, G: nn.Module, D: nn.Module, policy: Any, lr: float, betas: tuple[float, float] = (0.0, 0.9)):
         self.nets = {"G": G, "D": D}
         self.rg = rgplug.attach(G, D, policy)
@@ -148,9 +150,12 @@ class Replay:
     def backward(self, event: Event) -> None:
         G, D = self.nets["G"], self.nets["D"]
         self.optimizers[event.what].zero_grad()
-        if event.what == "D":
-            nn.functional.relu(1.0 - D(event.x).view(-1)).mean().backward()
-            nn.functional.relu(1 + D(G(event.z).detach()).view(-1)).mean().backward()
+        if event.what == "D" and self.at_once:
+            real, fake = D(event.x), D(G(event.z).detach())
+            (torch.mean(torch.relu(1.0 - real)) + torch.mean(torch.relu(1 + fake))).backward()
+        elif event.what == "D":
+            torch.relu(1.0 - D(event.x).view(-1)).mean().backward()
+            torch.relu(1 + D(G(event.z).detach()).view(-1)).mean().backward()
         else:
             (-D(G(event.z)).view(-1).mean()).backward()
 

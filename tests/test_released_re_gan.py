@@ -1,4 +1,4 @@
-"""Re-GAN's released program (IntellicentAI-Lab/Re-GAN, SNGAN), run as it is on tiny networks, against rgplug: bit for bit.
+"""Re-GAN's released program (IntellicentAI-Lab/Re-GAN, SNGAN), run as it is on tiny networks, against rgplug.
 
 Checkout: RGPLUG_HOSTS/Re-GAN. Replaced from outside: the data set, the networks, and one deviation. The released sparse
 phase masks weights after the backward pass, so that its first gradient is taken at the dense weights; here they are

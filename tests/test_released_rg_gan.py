@@ -1,7 +1,7 @@
 """RG-GAN's released program (IntellicentAI-Lab/RG-GAN), run as it is on tiny networks, against rgplug: bit for bit.
 
 Checkout: RGPLUG_HOSTS/RG-GAN. Replaced from outside: the data set, the evaluation (its FIDs are a list), the networks
-(of the released MaskedConv2d and MaskedMLP, without spectral norm, behind which released masks come after the division).
+(of the released MaskedConv2d and MaskedMLP; without spectral norm, where released masks come after the division).
 """
 
 from __future__ import annotations
