@@ -107,10 +107,10 @@ class Recorder:
         return net
 
     def optimizer(self, label: str, optimizer: torch.optim.Optimizer) -> None:
-        """D's step: x is the first batch that D saw since the last step, z the last of G's. G's step: z."""
+        """D's step: x is what D saw last before generated images, z the last of G's inputs. G's step: z."""
 
         def before(*_: Any) -> None:
-            x = self._seen["D"][0] if label == "D" else None
+            x = self._seen["D"][-2] if label == "D" else None
             state = self.look(self.nets[label], optimizer)
             self.events.append(Event(label, x, self._seen["G"][-1], before=state))
             self._seen = {"G": [], "D": []}

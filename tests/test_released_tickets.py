@@ -1,7 +1,8 @@
-"""The released programs of GAN tickets (VITA-Group/GAN-LTH: IMPG, IMPGD), run as they are, against rgplug: three rounds.
+"""The released programs of GAN tickets (VITA-Group/GAN-LTH: IMPG, IMPGD), run as they are, against rgplug.
 
-Checkout: RGPLUG_HOSTS/GAN-LTH. Networks are the released ones, of 8 channels, D under spectral norm. Replaced from
-outside: the data set, the evaluation, logging, and for IMPGD one deviation: its D prunes int(.2 n) + 1 of n weights.
+Three rounds. Checkout: RGPLUG_HOSTS/GAN-LTH. Networks are the released ones, of 8 channels, D under spectral norm.
+Replaced from outside: the data set, the evaluation, logging, and for IMPGD one deviation: its D prunes int(.2 n) + 1 of
+n weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from released import Event, Recorder, Replay, equal, released, state_of
 from torch import Tensor, nn
 
 import rgplug
+from rgplug.baselines import distillation_loss
 from rgplug.baselines.methods import TICKET
 from rgplug.baselines.tickets import next_masks
 from rgplug.snapshot import save_masks
@@ -203,3 +205,38 @@ def test_impgd_prunes_one_weight_more(tmp_path: Path, monkeypatch: pytest.Monkey
     weights = [v for k, v in recorder.events[1].before.items() if k.endswith("weight_orig") and not k.startswith("l5")]
     count = sum(w.numel() for w in weights)
     assert sum(int((w == 0).sum()) for w in weights) == int(0.2 * count) + 1 != round(0.2 * count)
+
+
+def test_distillation(tmp_path: Path) -> None:
+    """The loss of D that `train_kd` logs in each step: hinge, and the term of both batches together."""
+    losses: list[float] = []
+
+    def log(name: str, value: float, _: int) -> None:
+        if name == "d_loss":
+            losses.append(value)
+
+    with released("GAN-LTH/src/SNGAN", *STUBS):
+        functions = importlib.import_module("functions")
+        torch.manual_seed(0)
+        nets, teacher = networks(tmp_path), networks(tmp_path)["D"].eval()
+        args, recorder, before, taught = arguments(tmp_path), Recorder(look), [], []
+        optimizers = {k: torch.optim.Adam(n.parameters(), LR, (0.0, 0.9)) for k, n in nets.items()}
+        for label, net in nets.items():
+            recorder.network(label, net)
+            recorder.optimizer(label, optimizers[label])
+        nets["D"].register_forward_hook(lambda _, __, scores: before.append(scores.detach().clone()))
+        teacher.register_forward_hook(lambda _, __, scores: taught.append(scores.detach().clone()))
+        images = [(torch.rand(n, 3, 16, 16) * 2 - 1, 0) for n in (4, 4, 3, 4)]
+        writer = {"writer": Namespace(add_scalar=log), "train_global_steps": 1}
+        average = [p.data.clone() for p in nets["G"].parameters()]
+        functions.train_kd(args, nets["G"], nets["D"], teacher, *optimizers.values(), average, images, 0, writer)
+        steps = [e for e in recorder.events if e.what == "D"]
+        assert len(steps) == len(losses) == 4
+        for i, (event, loss) in enumerate(zip(steps, losses)):
+            assert torch.equal(event.x, images[i][0])
+            real, fake = before[:2]
+            del before[: 3 if (i + 1) % CRITIC == 0 else 2]  # a step of G looks at D once more
+            expected = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+            term = distillation_loss((real, fake), taught[2 * i : 2 * i + 2])
+            assert term > 1e-3
+            assert loss == pytest.approx((expected + term).item(), rel=1e-5)
