@@ -40,6 +40,7 @@ def released(folder: str, *stubs: str) -> Iterator[None]:
     where = str(checkout(folder))
     pytest.importorskip("torchvision")  # it cannot be imported twice
     known, path = set(sys.modules), list(sys.path)
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark  # set by programs when imported
     sys.path.insert(0, where)
     try:
         with ExitStack() as stack:
@@ -51,6 +52,7 @@ def released(folder: str, *stubs: str) -> Iterator[None]:
             yield
     finally:
         sys.path[:] = path
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
         for module in set(sys.modules) - known:
             origin = getattr(sys.modules[module], "__file__", None)
             if module in stubs or (isinstance(origin, str) and origin.startswith(where)):
