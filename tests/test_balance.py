@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import rgplug
 from rgplug import Policy, RgplugError, snapshot
-from rgplug.baselines.methods import Scale, find
+from rgplug.baselines.methods import Baseline, Scale, find
 from rgplug.methods.balance import adjusted_density, balance_ratio
 from rgplug.methods.sparse import drop_fraction
 from rgplug.policy import BalancePolicy
@@ -291,6 +291,12 @@ def test_presets_are_the_published_runs(preset: str) -> None:
     scaled = Policy.load(Scale(length=1000, n_critic=5).policy(find(preset)))
     assert scaled.balance.every == balance.every // 100
     assert scaled.balance.end == 1000
+
+
+@pytest.mark.parametrize("own", [{"balance.delta": 0.1}, {"balance": True}])
+def test_a_scaled_policy_of_one_s_own(own: dict[str, Any]) -> None:
+    baseline = Baseline("mine", {"base": "sparse", **own})
+    assert Policy.load(Scale(length=10_000).policy(baseline)).balance.every == 100
 
 
 def test_real_images_that_the_policy_names(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rgplug import schema
 from rgplug.errors import RgplugError
-from rgplug.policy import PRESETS
+from rgplug.policy import PRESETS, BalancePolicy
 
 Procedure = Literal["train", "fine-tune", "tickets", "random-init", "random-mask"]
 Rewind = Literal["init", "early", "none"]
@@ -74,7 +74,9 @@ class Scale:
                 changes["exploration.end"] = steps
             if policy.get("balance"):  # of 100,000 iterations of G; 100 ratios, one each 10 of 100,000
                 measure = max(round(self.length / 10_000), 1)
-                changes["balance.every"] = max(round(policy["balance"]["every"] * self.length / 100_000), 2)
+                own = policy["balance"] if isinstance(policy["balance"], Mapping) else {}
+                every = own.get("every", BalancePolicy.every)
+                changes["balance.every"] = max(round(every * self.length / 100_000), 2)
                 changes["balance.end"] = self.length
                 changes["balance.measure"] = min(measure, 10)
                 changes["balance.window"] = min(max(self.length // 50, 2), 100)
