@@ -19,6 +19,7 @@ import torch
 from released import Event, Recorder, Replay, equal, released, state_of
 from torch import Tensor, nn
 
+import rgplug
 from rgplug.methods.allocation import layer_densities
 from rgplug.snapshot import save_masks
 
@@ -163,6 +164,30 @@ def test_as_released_the_first_step_of_d_explores(monkeypatch: pytest.MonkeyPatc
     """G has no gradient then: the program ends with an error."""
     with released("GAN-LTH-main/src/SNGAN", *STUBS), on_path(), pytest.raises(AttributeError, match="clone"):
         run_released(monkeypatch, patched=False)
+
+
+@pytest.mark.parametrize(("preset", "mode"), [("pf-uniform", "uniformG"), ("pf-global", "globalG")])
+def test_masks_of_prune_and_fine_tune(preset: str, mode: str) -> None:
+    """core_SNGAN_PF: the masks of a trained pair. Of 75 % pruned, no count has to be rounded."""
+    with released("GAN-LTH-main/src/SNGAN", *STUBS), on_path():
+        core = importlib.import_module("sparselearning.core_SNGAN_PF")
+        model = importlib.import_module("models.sngan_cifar10")
+        args = Namespace(
+            gf_dim=8, df_dim=8, bottom_width=2, latent_dim=6, d_spectral_norm=True, sparse_mode="fix", dy_mode="",
+            densityG=0.3, densityD=0.3, imbalanced=False, update_frequency=EVERY, final_prune_time=0.8,
+            initial_prune_time=0.1, pruning_mode=mode, pruning_rate=0.75,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        nets = {"G": model.Generator(args), "D": model.Discriminator(args)}
+        twins = copy.deepcopy(nets)
+        optimizers = [torch.optim.Adam(n.parameters(), LR, (0.0, 0.9)) for n in nets.values()]
+        mask = core.Masking(*optimizers, core.CosineDecay(0.5, RUN), death_rate=0.5, args=args)
+        mask.add_module(nets["G"], nets["D"], density=0.3, sparse_init="PT")
+    rg = rgplug.attach(twins["G"], twins["D"], {"base": preset, **MANAGED, "masks.density": {"G": 0.25, "D": 1.0}})
+    found = {w.name: w.mask for w in rg.weights("G")}
+    equal(found, {n: m.bool() for n, m in mask.G_masks.items()}, mode)
+    assert sum(int(m.sum()) for m in found.values()) * 4 == sum(m.numel() for m in found.values())
+    assert all(bool(m.all()) for m in mask.D_masks.values())
 
 
 def on_path() -> Any:
