@@ -101,7 +101,7 @@ def _controller(
     if policy.start is not None:
         start = Start(policy.start.weights, policy.start.networks, policy.start.optimizers)
         start.load(modules)
-    ratio = None if policy.balance is None else BalanceRatio(policy.balance.window)
+    ratio = None if policy.balance is None else BalanceRatio(policy.balance.window, policy.balance.every)
     networks = {label: _network(label, modules, found, policy, ratio) for label, found in candidates.items()}
     meter = None if ratio is None else BalanceMeter(policy, ratio, modules, networks)
     return Controller(networks, candidates, policy, _as_list(optimizers), modules, start, meter)

@@ -139,6 +139,8 @@ class Controller:
         Thresholds then need settings of their own: policy.threshold.optimizer: {lr: ...}.
         """
         net = self._network(network)
+        for observer in self.hooks.observers:
+            observer.stepped(network)
         net.after_step(net.weights, Step(regularizer=net.take_regularizer(net.weights, None)))
         for observer in self.hooks.observers:
             observer.after_step(network)

@@ -286,17 +286,24 @@ class Network:
     def refresh_all(self) -> None:
         """Draw all masks anew from theta, outside of a step."""
         self._gather()
-        self._refresh(self.weights)
+        self._refresh(self._decided)
+
+    @property
+    def _decided(self) -> list[MaskedWeight]:
+        """The weights that masks may be drawn for: not those that wait for a first gradient."""
+        return [w for w in self.weights if not w.waits]
 
     def _shift(self, keep: float, samples: int) -> None:
         self._gather()
-        self.method.shift(self.weights, keep, samples, self.iteration)
-        self._refresh(self.weights)
+        weights = self._decided
+        if weights:
+            self.method.shift(weights, keep, samples, self.iteration)
+            self._refresh(weights)
 
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
         self._bring_along()
-        self._join([w for w in self.weights if not w.merged])
+        self._join([w for w in self._decided if not w.merged])
 
     def _join(self, weights: list[MaskedWeight]) -> None:
         if weights:
