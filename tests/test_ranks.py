@@ -231,7 +231,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     meetings.PATIENCE, meetings.SHARE = 2.0, 8 / TIMEOUT
     told = {}
     for i, story in enumerate(STORIES):
-        meetings._numbers = itertools.count(100 * i)  # a rank that skipped a meeting is behind
+        meetings._numbers = itertools.count(100 * (i + 1))  # a rank that skipped a meeting is behind
         begin = time.monotonic()
         try:
             outcome: Any = story(rank, world)
