@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.evaluation import hide_pruned
 from rgplug.select import named_tensors
@@ -29,11 +29,12 @@ def bake(network: nn.Module, net: Network) -> nn.Module:
             f"in a sparse phase, or take copy.deepcopy({net.label})"
         )
     try:
-        baked = copy.deepcopy(unwrap(network))
+        baked = copy_network(unwrap(network))
     except Exception as error:
+        why = " ".join(str(error).split())
         raise RgplugError(
-            f"{type(unwrap(network)).__name__} cannot be copied ({error}); run a forward under torch.no_grad() first: "
-            "layers that keep a computed weight (spectral norm) can be copied then"
+            f"{type(unwrap(network)).__name__} cannot be copied ({why}); take its state_dict() instead, which holds "
+            "the zeros too: rgplug.export.save_sparse(path, state_dict)"
         ) from error
     hide_pruned(named_tensors(baked), net)
     return baked.eval().requires_grad_(False)
