@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rgplug import layers, select
+from rgplug import coverage, layers, select
 from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.errors import RgplugError
@@ -78,6 +78,7 @@ def attach(
             net.refresh_all()
     for module in modules.values():
         attached_networks[unwrap(module)] = controller
+    coverage.announce(modules, candidates, [label for label, net in networks.items() if net.method.prunes])
     return controller
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rgplug import history, layers, select, snapshot, state
 from rgplug.accounting import Accounting
 from rgplug.balance_meter import BalanceMeter
+from rgplug.coverage import summary
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation, hide_pruned, update_average
 from rgplug.export import bake, save_sparse
@@ -249,11 +250,12 @@ class Controller:
         return list(self._network(network).weights)
 
     def report(self) -> str:
-        """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
+        """A table: each candidate, managed or skipped and why, shape, filter dim, density; and how much is managed."""
         densities = {name: net.layer_density() for name, net in self.networks.items()}
         table = select.table(self.candidates, densities)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
-        return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
+        share = summary(self.modules, self.candidates)
+        return f"{table}\n\n{share}\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
     def __str__(self) -> str:
         return self.report()
