@@ -255,6 +255,9 @@ class Controller:
         table = select.table(self.candidates, densities)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
         share = summary(self.modules, self.candidates)
+        for name, net in self.networks.items():
+            if net.untried:
+                share += f"\nnot tried whether {name} can do with an empty filter: {net.untried}"
         return f"{table}\n\n{share}\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
     def __str__(self) -> str:

@@ -40,6 +40,7 @@ class Network:
         self.iteration = 0
         self.counts = Counts(weights)
         self.kernels = policy.kernels
+        self.untried = ""  # why the network was not run with empty filters at attach
         self._met = False  # the target density was met, and nothing has changed since
         if method.prunes:
             self._load_loops()
