@@ -2,7 +2,7 @@
 
 StyleGAN3, and StyleGAN2 in float16, divide every filter by its root mean square, without an epsilon: a filter whose
 weights are all 0 is 0 / 0, and the images are NaN. Names and classes do not say whether a network does that, a run
-does. Such weights get `norm_dims`, as weights under weight norm have them: what would be empty keeps its largest weight.
+does. Such weights get `norm_dims`, as weights under weight norm have: what would be empty keeps its largest weight.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks that divide filters by their own norms, without an epsilon: found at attach, never NaN, left as they were."""
+"""Networks that divide filters by their own norms without an epsilon: found at attach, never NaN, left unchanged."""
 
 from __future__ import annotations
 

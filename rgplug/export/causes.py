@@ -17,7 +17,7 @@ from rgplug.select import select
 
 @torch.no_grad()
 def why_not_finite(network: nn.Module, inputs: tuple[Any, ...]) -> str:
-    """Half a sentence for an error. Found on a copy, by filling what is empty and running it; "" where it is not that."""
+    """Half a sentence for an error, found on a copy by filling what is empty; "" where the outputs stay as they are."""
     copied = copy_network(network).requires_grad_(False)
     weights = {c.name: (c.param, c.layout) for c in select(copied, NetworkPolicy(), "network") if c.layout is not None}
     empty = {n: (p, torch.ones_like(p, dtype=torch.bool)) for n, (p, _) in weights.items() if not p.any()}
