@@ -7,7 +7,8 @@ does. Such weights get `norm_dims`, as weights under weight norm have: what woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,28 +17,28 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rgplug.errors import RgplugError
-from rgplug.metrics.sampling import example_inputs, further_arguments
+from rgplug.metrics.sampling import Latent, LatentSampler, further_arguments, guess_latent, pick_images
 from rgplug.select import Candidate
 from rgplug.undisturbed import undisturbed
 from rgplug.wrappers import unwrap
 
 BATCH = 2  # images of each forward
 Part = Literal["filter", "input", "kernel", "entry"]
+Inputs = tuple[Any, ...]
 
 
 class Probe:
-    """Runs the networks of one attach; the images that D is run on are made once."""
+    """Runs the networks of one attach: G on a latent that is guessed, D on the images that G made of it."""
 
     def __init__(self, modules: Mapping[str, nn.Module]):
         self.modules = {label: unwrap(module) for label, module in modules.items()}
-        self._made: tuple[tuple[Any, ...], Tensor] | None = None
+        self._output: Any = None  # of G, all finite
 
     def mark(self, label: str, candidates: Sequence[Candidate]) -> str:
         """Find the managed weights of one network that are divided by their own norms, and set their `norm_dims`; one
         that cannot lose a single entry gets a `reason`. Returns why it was not tried, "" if it was.
 
-        Three forwards of two images for G, one for D, where there is nothing to find. Networks, modes and random states
-        stay as they are.
+        One forward of two images where there is nothing to find. Networks, modes and random states stay as they are.
         """
         network = self.modules[label]
         tried = [c for c in candidates if not c.reason and c.norm_dims is None and c.param.dim() > 1]
@@ -46,21 +47,43 @@ class Probe:
         if any(_is_shared_out(m) for module in self.modules.values() for m in module.modules()):
             return "a part of it is shared out among processes"
         try:
-            arguments = self._arguments(label)
+            arguments = None if label == "G" else (self._images(), *further_arguments(network))
+            cuts = [_Cut(c, part) for c in tried for part in ("filter", "input")]
             with undisturbed(network):
-                return _mark(network, arguments, tried)
+                with _made(cuts):
+                    arguments, output = (
+                        _run_generator(network) if arguments is None else (arguments, network(*arguments))
+                    )
+                if not _all_finite(output):
+                    return _mark(network, arguments, tried, cuts)
+            if label == "G":
+                self._output = output
+            return ""
         except Exception as error:  # whatever a forward raises; nothing depends on it
             text = " ".join(str(error).split())
             if isinstance(error, RgplugError):
                 return text.rpartition(";")[0] or text  # what to do is another thing here
             return f"{type(error).__name__}: {text}"
 
-    def _arguments(self, label: str) -> tuple[Any, ...]:
-        if self._made is None:
+    def _images(self) -> Tensor:
+        """Images of G: those of its own run, where that had no NaN in them."""
+        if self._output is None:
             with undisturbed(self.modules["G"]):
-                self._made = example_inputs(self.modules["G"], BATCH)
-        arguments, images = self._made
-        return arguments if label == "G" else (images, *further_arguments(self.modules[label]))
+                _, self._output = _run_generator(self.modules["G"])
+        return pick_images(self._output)
+
+
+def _run_generator(generator: nn.Module) -> tuple[Inputs, Any]:
+    """What forward was called with, and what it returned. Raises RgplugError where neither form of latents is taken."""
+    latent, extra = guess_latent(generator), further_arguments(generator)
+    failure: Exception | None = None
+    for spatial in (latent.spatial, not latent.spatial):
+        arguments = LatentSampler(generator, Latent(latent.dim, spatial), extra=extra).arguments(BATCH)
+        try:
+            return arguments, generator(*arguments)
+        except Exception as error:  # whatever a forward raises; the first form's is the telling one
+            failure = failure or error
+    raise RgplugError(f"{type(generator).__name__} does not run on a guessed latent ({failure}); nothing is lost by it")
 
 
 def _own_code(network: nn.Module) -> bool:
@@ -105,13 +128,11 @@ class _Cut:
         return found if bool(weight.masked_fill(found, 0).any()) else None
 
 
-def _mark(network: nn.Module, arguments: tuple[Any, ...], candidates: Sequence[Candidate]) -> str:
-    cuts = [_Cut(c, part) for c in candidates for part in ("filter", "input")]
-    if _is_finite(network, arguments, cuts):
-        return ""
+def _mark(network: nn.Module, arguments: Inputs, candidates: Sequence[Candidate], cuts: Sequence[_Cut]) -> str:
+    """`Probe.mark`, once it is known that the outputs are not finite with all `cuts` made."""
     if not _is_finite(network, arguments, []):
         return "its outputs are not finite as it is"
-    guilty = _guilty(network, arguments, cuts)
+    guilty = _guilty_of(network, arguments, cuts)
     if not guilty:
         return "its outputs are not finite with an empty filter in all of its weights, and no single one does it"
     parts: dict[str, set[Part]] = {}
@@ -150,10 +171,13 @@ def _norm_dims(c: Candidate, parts: set[Part]) -> tuple[int, ...] | None:
     return tuple(d for d in range(c.param.dim()) if d not in ones)
 
 
-def _guilty(network: nn.Module, arguments: tuple[Any, ...], cuts: Sequence[_Cut]) -> list[_Cut]:
-    """Those cuts that, alone, make the outputs infinite or NaN. All at once first, then the layers of one class."""
-    if not cuts or _is_finite(network, arguments, cuts):
-        return []
+def _guilty(network: nn.Module, arguments: Inputs, cuts: Sequence[_Cut]) -> list[_Cut]:
+    """Those cuts that, alone, make the outputs infinite or NaN. All are tried at once first."""
+    return [] if not cuts or _is_finite(network, arguments, cuts) else _guilty_of(network, arguments, cuts)
+
+
+def _guilty_of(network: nn.Module, arguments: Inputs, cuts: Sequence[_Cut]) -> list[_Cut]:
+    """The same, of cuts that make them so together: layers of one class are tried at once, then one by one."""
     classes: dict[tuple[type, Part], list[_Cut]] = {}
     for cut in cuts:
         classes.setdefault((type(cut.candidate.module), cut.part), []).append(cut)
@@ -161,16 +185,26 @@ def _guilty(network: nn.Module, arguments: tuple[Any, ...], cuts: Sequence[_Cut]
     return [cut for group in suspects for cut in group if not _is_finite(network, arguments, [cut])]
 
 
-@torch.no_grad()
-def _is_finite(network: nn.Module, arguments: tuple[Any, ...], cuts: Sequence[_Cut]) -> bool:
-    """Whether all outputs are finite with these cuts made; the weights are as before afterwards, bit for bit."""
+def _is_finite(network: nn.Module, arguments: Inputs, cuts: Sequence[_Cut]) -> bool:
+    """Whether all outputs are finite with these cuts made."""
+    with _made(cuts):
+        return _all_finite(network(*arguments))
+
+
+def _all_finite(output: Any) -> bool:
+    tensors = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
+    return all(bool(x.isfinite().all()) for x in tensors)
+
+
+@contextmanager
+def _made(cuts: Sequence[_Cut]) -> Iterator[None]:
+    """Zeros in the weights where the cuts have them; the values are back afterwards, bit for bit."""
     changed = [(cut.candidate.param, found) for cut in cuts if (found := cut.where()) is not None]
     saved = {id(p): (p.data, p.detach().clone()) for p, _ in changed}
     try:
         for param, found in changed:
             param.data.masked_fill_(found, 0)
-        outputs = pytree.tree_leaves(network(*arguments))
-        return all(bool(x.isfinite().all()) for x in outputs if isinstance(x, Tensor) and x.is_floating_point())
+        yield
     finally:
         for data, value in saved.values():
             data.copy_(value)
