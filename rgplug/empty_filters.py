@@ -47,13 +47,11 @@ class Probe:
         if any(_is_shared_out(m) for module in self.modules.values() for m in module.modules()):
             return "a part of it is shared out among processes"
         try:
-            arguments = None if label == "G" else (self._images(), *further_arguments(network))
+            given = None if label == "G" else (self._images(), *further_arguments(network))
             cuts = [_Cut(c, part) for c in tried for part in ("filter", "input")]
             with undisturbed(network):
                 with _made(cuts):
-                    arguments, output = (
-                        _run_generator(network) if arguments is None else (arguments, network(*arguments))
-                    )
+                    arguments, output = _run_generator(network) if given is None else (given, network(*given))
                 if not _all_finite(output):
                     return _mark(network, arguments, tried, cuts)
             if label == "G":
@@ -62,7 +60,7 @@ class Probe:
         except Exception as error:  # whatever a forward raises; nothing depends on it
             text = " ".join(str(error).split())
             if isinstance(error, RgplugError):
-                return text.rpartition(";")[0] or text  # what to do is another thing here
+                return text.rpartition("; give")[0] or text  # what to do is another thing here
             return f"{type(error).__name__}: {text}"
 
     def _images(self) -> Tensor:
@@ -83,7 +81,7 @@ def _run_generator(generator: nn.Module) -> tuple[Inputs, Any]:
             return arguments, generator(*arguments)
         except Exception as error:  # whatever a forward raises; the first form's is the telling one
             failure = failure or error
-    raise RgplugError(f"{type(generator).__name__} does not run on a guessed latent ({failure}); nothing is lost by it")
+    raise RgplugError(f"{type(generator).__name__} does not run on a guessed latent ({failure})")
 
 
 def _own_code(network: nn.Module) -> bool:
