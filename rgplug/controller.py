@@ -19,6 +19,7 @@ from rgplug.averages import Averages
 from rgplug.balance_meter import BalanceMeter
 from rgplug.belonging import Belonging
 from rgplug.copies import hide_pruned, matched, update_average
+from rgplug.coverage import summary
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation
 from rgplug.export import bake, save_sparse
@@ -296,12 +297,16 @@ class Controller:
         return list(self._network(network).weights)
 
     def report(self) -> str:
-        """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
+        """A table: each candidate, managed or skipped and why, shape, filter dim, density; and how much is managed."""
         densities = {name: net.layer_density() for name, net in self.networks.items()}
         aside = {name: net.notes() for name, net in self.networks.items()}
         table = select.table(self.candidates, densities, aside)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
-        return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
+        share = summary(self.modules, self.candidates, {name: net.aside for name, net in self.networks.items()})
+        for name, net in self.networks.items():
+            if net.untried:
+                share += f"\nnot tried whether {name} can do with an empty filter: {net.untried}"
+        return f"{table}\n\n{share}\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
     def __str__(self) -> str:
         return self.report()

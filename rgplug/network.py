@@ -46,6 +46,7 @@ class Network:
         self.iteration = 0
         self.counts = Counts(weights)
         self.kernels = policy.kernels
+        self.untried = ""  # why the network was not run with empty filters at attach
         self._met = False  # the target density was met, and nothing has changed since
         self._not_reset: set[str] = set()  # entries of optimizer states that were warned of
         frozen = [w for w in weights if not w.param.requires_grad]

@@ -231,7 +231,7 @@ class Sparse(Method):
         else:
             return
         for block, kept, theta in zip(found, new, thetas):
-            kept = spared(block, kept, theta)
+            kept = spared(block, kept, theta, zeros_count=False)
             self._new |= block.masks(kept)
             self._active |= dict.fromkeys(block.names, int(kept.sum()))
 
@@ -269,7 +269,8 @@ class Sparse(Method):
         drop = math.ceil(drop_fraction(p, iteration) * self._active[block.names[0]])
         exchanged = exchange if isinstance(block, Fours) else explore
         sizes = self._sizes(block)
-        self._new |= block.masks(spared(block, exchanged(sizes, self._kept(block), found, drop), sizes))
+        kept = exchanged(sizes, self._kept(block), found, drop)
+        self._new |= block.masks(spared(block, kept, sizes, zeros_count=False))
 
     def _score(self, block: Block, held: Mapping[str, Tensor]) -> Tensor | None:
         """Unit scores of what is held of the block's weights; None where it is nothing."""
