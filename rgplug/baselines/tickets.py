@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from rgplug.baselines.checks import amount, group, has, needed, number, share, shown, word_or_none
+from rgplug.baselines.files import Damaged, read_json, write_json, write_whole
 from rgplug.baselines.methods import TICKET, Rewind
-from rgplug.baselines.results import write_whole
+from rgplug.baselines.records import records_of
 from rgplug.errors import RgplugError
-from rgplug.history import history_of
 from rgplug.methods.magnitude import prune_remaining
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import ENVIRONMENT, Granularity
@@ -128,8 +128,8 @@ def drive_tickets(
             policy = _round_policy(out, number, ratio, rewind, early, networks)
             write_whole(folder / "policy.yaml", yaml.safe_dump(policy, sort_keys=False))
             _run(command, folder, number)
-            write_whole(folder / DONE, json.dumps(_summary(folder, number)))
-        rows.append(json.loads((folder / DONE).read_text()))
+            write_json(folder / DONE, _summary(folder, number))
+        rows.append(_read_done(folder / DONE, number))
         print(f"rgplug: {_line(rows[-1])}", flush=True)
     return rows
 
@@ -163,12 +163,19 @@ def _check_settings(
     now = {"command": command, "ratio": ratio, "rewind": rewind, "early": early, "networks": list(networks)}
     path = out / "tickets.json"
     if not path.is_file():
-        write_whole(path, json.dumps(now))
+        if next(out.glob(f"round_*/{DONE}"), None) is not None:
+            raise RgplugError(
+                f"{out} holds rounds and no {path.name}, so nothing says with which settings they were trained; give "
+                "another --out, or delete that folder"
+            )
+        write_json(path, now)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, f"delete {out} and run the same command again")
     for key, value in now.items():
-        if before.get(key) != value:
-            raise RgplugError(f"{out} holds rounds with {key} {before.get(key)}, now it is {value}; give another --out")
+        if key not in before or before[key] != value:
+            raise RgplugError(
+                f"{out} holds rounds with {key} {shown(before.get(key))}, now it is {shown(value)}; give another --out"
+            )
 
 
 def _round_policy(
@@ -189,7 +196,7 @@ def _round_policy(
     if number > 0:
         last = out / f"round_{number - 1:02d}"
         masks = folder / "masks.safetensors"
-        managed = json.loads((first / DONE).read_text())["managed"]
+        managed = _read_done(first / DONE, 0)["managed"]
         earlier = last / "masks.safetensors" if number > 1 else None
         save_masks(masks, next_masks(last / "trained.safetensors", earlier, ratio, networks, managed))
         start = {"init": first / "initial.safetensors", "early": first / "early.safetensors"}
@@ -218,7 +225,7 @@ def _run(command: Sequence[str], folder: Path, number: int) -> None:
 
 
 def _summary(folder: Path, number: int) -> dict[str, Any]:
-    lines = history_of(folder)
+    lines = records_of(folder, ("metric", "metric_name"))
     values = [line["metric"] for line in lines if line["metric"] is not None]
     last = lines[-1] if lines else {}
     return {
@@ -230,6 +237,28 @@ def _summary(folder: Path, number: int) -> dict[str, Any]:
         "flops": last.get("flops"),
         "managed": {k: list(v) for k, v in last.get("layers", {}).items()},
     }
+
+
+def _read_done(path: Path, number_of_round: int) -> dict[str, Any]:
+    """A finished round's summary. Raises RgplugError where the file is damaged or of another round."""
+    advice = "delete this file and run the same command again, which trains the round anew"
+    row = read_json(path, advice)
+    try:
+        has(row, ("round", "density", "best", "metric", "real_images", "flops", "managed"))
+        if needed(row, "round") != number_of_round:
+            raise Damaged(f"it is of round {row['round']}")
+        group(row, "density", share)
+        number(row, "best")
+        word_or_none(row, "metric")
+        for key in ("real_images", "flops"):
+            amount(row, key)
+        managed = row["managed"]
+        lists = list(managed.values()) if isinstance(managed, dict) else [None]
+        if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists):
+            raise Damaged("managed has to hold a list of names for each network")
+    except Damaged as error:
+        raise RgplugError(f"{path} is damaged: {error}; {advice}") from None
+    return row
 
 
 def _line(row: Mapping[str, Any]) -> str:
