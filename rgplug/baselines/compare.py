@@ -91,13 +91,8 @@ def run(
     if not tasks:
         raise RgplugError("there is nothing to compare: give at least one method and one seed")
     host.functions()  # a host that is none is said before anything runs
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RgplugError(
-            f"{root} cannot be the folder of a comparison ({error.strerror}); give another --out"
-        ) from None
-    finished_results(root)
+    _make_folder(root)
+    finished_results(root)  # a damaged one is named now, not when the first run has ended
     done = sum([task.finished for task in tasks])
     failures: dict[tuple[str, int], str] = {}
     with tqdm(total=len(tasks), desc="compare", unit="run", initial=done) as bar:
@@ -117,6 +112,13 @@ def run(
             f"are in {root}, and the same command goes on from there"
         )
     return [r for r in read_results(root) if r.method in {b.name for b in chosen}]
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RgplugError(f"{root} cannot be a comparison's folder ({error.strerror}); give another --out") from None
 
 
 def _check_numbers(scale: Scale, early: int | None, jobs: int) -> None:

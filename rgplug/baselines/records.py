@@ -55,10 +55,10 @@ def check_record(line: Mapping[str, Any], required: Iterable[str] = ()) -> None:
     for key in line:
         if key in ("steps", "pruned", "written") or key.startswith("regenerated"):
             group(line, key, whole)
-    layers = line.get("layers")
-    if layers is not None and not isinstance(layers, dict):
+    layers = {} if line.get("layers") is None else line["layers"]
+    if not isinstance(layers, dict):
         raise Damaged(f"layers has to be an object, not {shown(layers)}")
-    for network in layers or {}:
+    for network in layers:
         group(layers, network, share)
 
 

@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from rgplug.baselines.checks import amount, group, has, needed, number, share, shown, word_or_none
+from rgplug.baselines.checks import amount, group, has, needed, share, shown, word_or_none
+from rgplug.baselines.checks import number as numeric
 from rgplug.baselines.files import Damaged, read_json, write_json, write_whole
 from rgplug.baselines.methods import TICKET, Rewind
 from rgplug.baselines.records import records_of
@@ -248,7 +249,7 @@ def _read_done(path: Path, number_of_round: int) -> dict[str, Any]:
         if needed(row, "round") != number_of_round:
             raise Damaged(f"it is of round {row['round']}")
         group(row, "density", share)
-        number(row, "best")
+        numeric(row, "best")
         word_or_none(row, "metric")
         for key in ("real_images", "flops"):
             amount(row, key)

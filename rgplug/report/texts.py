@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from rgplug.report.cells import Table, Value
 from rgplug.report.comparison import Comparison
 
-FORMULA = re.compile(r"(^|[;\t\r\n|])(\s*)(?=[=+\-@\t\r＝＋－＠])")  # what spreadsheets take for the start of one
+FORMULA = re.compile(r"(^|[;\t\r\n|])(\s*)(?=[=+\-@\t\r\n＝＋－＠])")  # what spreadsheets take for the start of one
 SAME_IN_ALL = ("table", "metric", "samples")
 
 
@@ -47,7 +47,7 @@ def as_text(value: str) -> str:
     try:
         float(value)
     except ValueError:
-        return FORMULA.sub(r"\1\2'", value)
+        return FORMULA.sub(r"\1'\2", value)
     return value
 
 
