@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -94,6 +95,7 @@ def run(
     _make_folder(root)
     finished_results(root)  # a damaged one is named now, not when the first run has ended
     done = sum([task.finished for task in tasks])
+    _warn_of_earlier_versions(tasks)
     failures: dict[tuple[str, int], str] = {}
     with tqdm(total=len(tasks), desc="compare", unit="run", initial=done) as bar:
         for stage in _stages(tasks):
@@ -112,6 +114,18 @@ def run(
             f"are in {root}, and the same command goes on from there"
         )
     return [r for r in read_results(root) if r.method in {b.name for b in chosen}]
+
+
+def _warn_of_earlier_versions(tasks: list[Task]) -> None:
+    """Runs that did not store all that decides about them are used, and named."""
+    old = [f"{t.baseline.name} seed {t.seed}" for t in tasks if t.of_earlier_version]
+    if old:
+        warnings.warn(
+            f"rgplug: {', '.join(old)}: these runs are of an earlier version, which stored neither the build function "
+            "nor on which images a share of the data was; they are used as they are, so give another --out if one of "
+            "the two is different now",
+            stacklevel=3,
+        )
 
 
 def _make_folder(root: Path) -> None:

@@ -46,9 +46,9 @@ def write_all(files: Mapping[Path, str]) -> None:
                 raise IsADirectoryError(f"{path.name} is a folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-            with partial.open("x", encoding="utf-8", newline="") as file:  # "x" creates: it follows no link either
+            with partial.open("xb") as file:  # "x" creates: it follows no link either
                 partials[path] = partial
-                file.write(text)
+                file.write(text.encode("utf-8", "backslashreplace"))
                 file.flush()
                 os.fsync(file.fileno())
         for path, partial in partials.items():
@@ -114,6 +114,11 @@ def opened(content: Any) -> dict[str, Any]:
     if CHECK in content and content[CHECK] != digest(kept):
         raise Damaged(f"it was changed after it was written: its {CHECK!r} does not fit")
     return kept
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a JSON file carries its check."""
+    return CHECK in parsed(read_text(path))
 
 
 def read_text(path: Path) -> str:

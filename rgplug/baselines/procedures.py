@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rgplug.baselines.files import digest, read_json, write_json
+from rgplug.baselines.files import digest, is_sealed, read_json, write_json
 from rgplug.baselines.host import Host
 from rgplug.baselines.methods import Baseline, Scale
 from rgplug.baselines.records import NEEDED, digest_of, records_of
@@ -62,6 +62,12 @@ class Task:
         # once more on the way to a new result, and only what is missing is trained
         rounds = len(held.get("rounds") or ()) - 1 if self.baseline.procedure == "tickets" else self.rounds
         return settled and all(known) and rounds == self.rounds
+
+    @property
+    def of_earlier_version(self) -> bool:
+        """Whether a training here was begun by a version that stored less about it."""
+        files = (training.folder / SPEC for training in self.trainings())
+        return any(path.is_file() and not is_sealed(path) for path in files)
 
     def run(self) -> None:
         """Train what is left to train, and write the result."""

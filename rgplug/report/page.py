@@ -20,6 +20,7 @@ from rgplug.report.results import SAMPLES, read_results
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import csv_text, markdown
 
+BESIDE = ("table.csv", "table.md")
 CHANGED = "does not belong to the result of its run, which is shown; the history is left out"
 
 
@@ -35,11 +36,13 @@ def write_report(runs: Path, out: Path | None = None) -> Path:
     target = Path(out) if out is not None else runs / "report.html"
     if target.is_dir():
         raise RgplugError(f"{target} is a folder; give the name of the page to write, such as {target / 'report.html'}")
+    if target.name in (RESULTS, HISTORY, *BESIDE):
+        raise RgplugError(f"{target} is the name of another file of a report or a run; give another name for the page")
     if (runs / RESULTS).is_file():
         comparison = read_results(runs)
         tables = tables_of(comparison)
         files = {target.name: _comparison_page(comparison, tables)}
-        files["table.csv"], files["table.md"] = csv_text(comparison, tables), markdown(tables)
+        files |= zip(BESIDE, (csv_text(comparison, tables), markdown(tables)))
     elif (runs / HISTORY).is_file():
         files = {target.name: _single_page(runs)}
     else:
@@ -94,8 +97,10 @@ def _histories(c: Comparison) -> tuple[dict[str, list[Line]], set[str]]:
     changed = set()
     for run in c.runs:
         lines = records_of(c.folder / run.run)
-        if run.history is not None:
-            fits = not lines or digest_of(lines) == run.history
+        if not (c.folder / run.run / HISTORY).is_file():
+            fits = True  # the results may have been copied without their runs
+        elif run.history is not None:
+            fits = digest_of(lines) == run.history
         else:
             fits = not lines or run.best is None or any(line.get("metric") == run.best for line in lines)
         if not fits:
