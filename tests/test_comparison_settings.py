@@ -13,12 +13,13 @@ import pytest
 from hosts_of_comparisons import LENGTH, POLICY, build, train
 
 from rgplug import RgplugError
-from rgplug.baselines import compare, read_results
+from rgplug.baselines import compare, next_masks, read_results
 from rgplug.baselines.files import read_json, write_json
 from rgplug.baselines.host import Functions
 from rgplug.baselines.names import check_names, why_not
 from rgplug.baselines.results import RESULT
 from rgplug.baselines.tickets import drive_tickets
+from rgplug.snapshot import read, save_masks
 
 EVERYTHING: dict[str, Any] = {"policy": POLICY, **LENGTH}
 SOME = ["dense", "stu-gan", "tickets", "tickets-random-mask", "pf-global"]
@@ -319,3 +320,16 @@ def test_the_history_that_tells_which_weights_are_managed(copied: Path) -> None:
     path.write_text(path.read_text().replace('"0.weight"', '"0.wieght"'))
     with pytest.raises(RgplugError, match=r"dense.seed_0.history.jsonl is not the history that the run wrote"):
         compare(["tickets"], never, build, out=copied, **EVERYTHING)
+
+
+def test_masks_of_another_network_are_named(copied: Path) -> None:
+    """Files that are whole, and do not belong together."""
+    last, trained = copied / "tickets/seed_0/round_02/masks.safetensors", copied / "dense/seed_0/trained.safetensors"
+    managed = {"G": ["0.weight", "no.weight"]}
+    with pytest.raises(RgplugError, match=r"trained.safetensors has no weight G.no.weight"):
+        next_masks(trained, None, 0.2, ["G"], managed)
+    held = read(last, "masks")["masks"]
+    held["G"]["0.weight"] = held["G"]["0.weight"][:, :1]
+    save_masks(last, held)
+    with pytest.raises(RgplugError, match=r"masks.safetensors: the mask of G.0.weight is of shape"):
+        next_masks(trained, last, 0.2, ["G"], {"G": ["0.weight"]})

@@ -51,9 +51,30 @@ def next_masks(
             raise RgplugError(
                 f"{trained} holds no managed weights of {network}; attach it, or leave it out of networks"
             )
+        earlier = before.get(network, {})
+        _check_shapes(trained, masks or trained, network, names, pair[network], earlier)
         units = held["units"].get(network) or of_entries({name: pair[network][name].shape for name in names})
-        after[network] = _pruned(pair[network], before.get(network, {}), units, ratio)
+        after[network] = _pruned(pair[network], earlier, units, ratio)
     return after
+
+
+def _check_shapes(
+    trained: Path,
+    masks: Path,
+    network: str,
+    names: Sequence[str],
+    held: Mapping[str, Tensor],
+    earlier: Mapping[str, Tensor],
+) -> None:
+    """Raise RgplugError unless the snapshot has these weights, and the masks fit them."""
+    for name in names:
+        if name not in held:
+            raise RgplugError(f"{trained} has no weight {network}.{name}, which was managed; it is of another run")
+        if name in earlier and earlier[name].shape != held[name].shape:
+            raise RgplugError(
+                f"{masks}: the mask of {network}.{name} is of shape {list(earlier[name].shape)}, the weight of "
+                f"{list(held[name].shape)} ({trained}); the two are of different runs"
+            )
 
 
 def _pruned(thetas: Mapping[str, Tensor], masks: Mapping[str, Tensor], units: Units, ratio: float) -> dict[str, Tensor]:
@@ -88,6 +109,9 @@ def random_masks(masks: Path, seed: int, trained: Path | None = None) -> Masks:
     for network, layers in held.items():
         drawn[network] = {}
         units = described.get(network) or of_entries({name: mask.shape for name, mask in layers.items()})
+        fits = {name: tuple(part.layout.shape) for name, part in units.parts.items()}
+        if any(fits.get(name) != tuple(mask.shape) for name, mask in layers.items()) or fits.keys() != layers.keys():
+            raise RgplugError(f"{masks} does not fit the {network} of {trained}; the two are of different runs")
         for block in units.blocks:
             kept = block.kept({name: layers[name] for name in block.names})
             if units.granularity == "2:4":
