@@ -6,7 +6,9 @@ Every --eval-every iterations leave OUT/samples.png (of the EMA generator) and O
 on from there. On a CPU a run that was stopped and resumed ends with the same bits as one without a break.
 
 The data is a folder of images, searched with its subfolders, or an .npz file with `images` (uint8 [N, H, W, 3]) or with
-`jpeg` and `lengths` (the bytes of all files, one after the other, and the number of bytes of each).
+`jpeg` and `lengths` (the bytes of all files, one after the other, and the number of bytes of each). --share 0.1 takes
+a tenth of each class: of each subfolder, or of each value of `labels` in the .npz file. Which images these are depends
+on --share-seed alone, so every method and every --seed trains on the same ones.
 
 A program that compares trainings imports this file: `build, train = host(arguments)`, see `train`.
 """
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import hashlib
 import io
 import math
 import os
@@ -43,21 +46,27 @@ RESIDUAL_GAIN = math.sqrt(2)  # Xavier gain of the 3x3 convolutions in residual 
 # Images in, images out.
 
 
-def load_images(data, share=1.0):
-    """The first int(N * share) of N images, in the order of the file or of the paths. uint8 [n, 3, SIDE, SIDE]."""
+def load_images(data, share=1.0, share_seed=0):
+    """int(N * share) of N images, the same share of each class, in the order of the file or of the paths.
+
+    Returns uint8 [n, 3, SIDE, SIDE].
+    """
     if data.is_dir():
         sources = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+        names = [path.relative_to(data).as_posix() for path in sources]
+        classes = [name.partition("/")[0] if "/" in name else "" for name in names]
     elif data.suffix.lower() == ".npz":
-        sources = unpack(data)
+        sources, classes = unpack(data)
+        names = [str(i) for i in range(len(sources))]
     else:
         raise SystemExit(f"--data: {data} is neither a folder nor an .npz file.")
     if not sources:
         raise SystemExit(f"--data: there are no images in {data}.")
-    count = int(len(sources) * share)
-    if count == 0:
+    if int(len(sources) * share) == 0:
         raise SystemExit(f"--share: {share:g} of {len(sources)} images is less than one image; give a larger share.")
     images = []
-    for i, source in enumerate(sources[:count]):
+    for i in subset(names, classes, share, share_seed) if share < 1 else range(len(sources)):
+        source = sources[i]
         try:
             with Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source) as image:
                 square = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -68,27 +77,61 @@ def load_images(data, share=1.0):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
+def subset(names, classes, share, seed):
+    """Indices, ascending, of int(N * share) of N images: of each class as near to that share as whole numbers allow.
+
+    names, classes: [N], of each image. An image is drawn by a hash of the seed and its name, not by a random generator:
+    the same images on every machine, and with another version of every library.
+    """
+
+    def draw(*what):
+        return hashlib.sha256("/".join([str(seed), *what]).encode("utf-8", "surrogateescape")).digest()
+
+    members = {}
+    for i, label in enumerate(classes):
+        members.setdefault(label, []).append(i)
+    exact = {label: len(of_class) * share for label, of_class in members.items()}
+    counts = {label: int(number) for label, number in exact.items()}
+    # What rounding down leaves goes to the classes that lost most by it; those that lost alike are drawn.
+    order = sorted(members, key=lambda label: (round(counts[label] - exact[label], 9), draw("class", label)))
+    for label in order[: int(len(names) * share) - sum(counts.values())]:
+        counts[label] += 1
+    chosen = [sorted(members[label], key=lambda i: draw("image", names[i]))[: counts[label]] for label in members]
+    return sorted(i for of_class in chosen for i in of_class)
+
+
 def unpack(path):
-    """The images of an .npz file: a list of arrays uint8 [H, W, 3], or of files in memory."""
+    """The images of an .npz file: a list of arrays uint8 [H, W, 3], or of files in memory; and the class of each."""
     if not zipfile.is_zipfile(path):
         raise SystemExit(f"--data: there is no .npz file {path}, or it is damaged.")
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in ("images", "jpeg", "lengths") if name in file}
+            arrays = {name: file[name] for name in ("images", "jpeg", "lengths", "labels") if name in file}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SystemExit(f"--data: {path} cannot be read ({error}).") from None
     if "images" in arrays:
         images = arrays["images"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise SystemExit(f"--data: images in {path} must be uint8 [N, H, W, 3], not {images.dtype} {images.shape}.")
-        return list(images)
+        return list(images), labels_of(arrays, len(images), path)
     if "jpeg" not in arrays or "lengths" not in arrays:
         raise SystemExit(f"--data: {path} must hold `images`, or `jpeg` and `lengths`.")
     ends = np.cumsum(arrays["lengths"], dtype=np.int64)
     blob = arrays["jpeg"].tobytes()
     if len(ends) and ends[-1] != len(blob):
         raise SystemExit(f"--data: `lengths` in {path} add up to {ends[-1]} bytes, `jpeg` has {len(blob)}.")
-    return [io.BytesIO(blob[end - length : end]) for end, length in zip(ends, arrays["lengths"].astype(np.int64))]
+    files = [io.BytesIO(blob[end - length : end]) for end, length in zip(ends, arrays["lengths"].astype(np.int64))]
+    return files, labels_of(arrays, len(files), path)
+
+
+def labels_of(arrays, count, path):
+    """The class of each of `count` images as text; one class for all where the file has no `labels`."""
+    if "labels" not in arrays:
+        return [""] * count
+    labels = arrays["labels"].reshape(-1)
+    if len(labels) != count or labels.dtype.kind not in "iuU":
+        raise SystemExit(f"--data: `labels` in {path} must be a whole number or a text for each of {count} images.")
+    return [str(label) for label in labels.tolist()]
 
 
 def save_grid(images, path, columns=8):
@@ -374,7 +417,7 @@ def train(args, build, attach, seed, run_dir):
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reals = load_images(args.data, args.share).to(device)  # uint8 [N, 3, 32, 32]
+    reals = load_images(args.data, args.share, args.share_seed).to(device)  # uint8 [N, 3, 32, 32]
     fixed_z = torch.randn(64, Z_DIM, generator=torch.Generator().manual_seed(seed)).to(device)  # the same every time
 
     torch.manual_seed(seed)
@@ -391,6 +434,8 @@ def train(args, build, attach, seed, run_dir):
     parts = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D, "batches": batches}
     settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "seed", "iterations")}
     settings |= {"seed": seed, "images": len(reals), "attached": extra is not None}
+    if args.share == 1:  # nothing is drawn
+        del settings["share_seed"]
     if checkpoint.exists():
         iteration = load_checkpoint(checkpoint, settings, parts, extra)
 
@@ -450,8 +495,9 @@ def parse_arguments(argv):
         "--share",
         type=fraction,
         default=1.0,
-        help="use the first part of the images, above 0 and up to 1 [%(default)s]",
+        help="use this share of the images of each class, above 0 and up to 1 [%(default)s]",
     )
+    add("--share-seed", type=int, default=0, help="which images --share takes, whatever the --seed [%(default)s]")
     add("--flip", action="store_true", help="mirror half of the real images")
     add(
         "--diffaug",

@@ -163,7 +163,13 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise RgplugError(f"--set {text!r} has no value; write KEY=VALUE, e.g. --set metric.real=FOLDER")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise RgplugError(
+            f"--set {text[:60]!r} has no valid YAML after the =: {reason[:200]}; put text in quotes"
+        ) from None
 
 
 def _density(text: str | None) -> float | dict[str, float] | None:

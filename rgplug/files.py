@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PARTIAL = ".partial"
@@ -18,24 +19,40 @@ def write_whole(path: Path, write: Callable[[Path], object], *, keep: bool = Fal
     """Replace `path` by what `write` makes; whoever reads it sees the old file or the new one.
 
     write(partial): writes all of the file under another name in the same folder. The file, and then its folder, are
-    forced to disk. keep: the file that was there stays as `previous_of(path)`. Folders are made. Any error of `write`
-    and any OSError is raised on, and `path` is untouched then.
+    forced to disk. keep: the file that was there stays as `previous_of(path)`. Folders are made. A link that stands in
+    the file's place is replaced, never followed. Any error of `write` and any OSError is raised on, and `path` is
+    untouched then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    partial = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}{_PARTIAL}")
+    write_together({path: write}, keep=keep)
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]], *, keep: bool = False) -> None:
+    """`write_whole` of several files: all are on the disk before the first takes its place, so that a full disk changes
+    none of them."""
+    partials: dict[Path, Path] = {}
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask gives; some writers make their files private
-        write(partial)
-        partial.chmod(mode)
-        _force(partial)
-        if keep and path.is_file():
-            _keep(path, partial.with_name(f"{partial.name[: -len(_PARTIAL)]}.kept{_PARTIAL}"))
-        os.replace(partial, path)
-        _force(path.parent)
+        for path, write in files.items():
+            if path.is_dir() and not path.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path)
+            partial = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}{_PARTIAL}")
+            partial.unlink(missing_ok=True)  # whatever stands there, a link that leads elsewhere too
+            partials[path] = partial
+            partial.touch(exist_ok=False)
+            mode = partial.stat().st_mode  # what the user's umask gives; some writers make their files private
+            write(partial)
+            partial.chmod(mode)
+            _force(partial)
+        for path, partial in partials.items():
+            if keep and path.is_file():
+                _keep(path, partial.with_name(f"{partial.name[: -len(_PARTIAL)]}.kept{_PARTIAL}"))
+            os.replace(partial, path)
+        for folder in {path.parent for path in partials}:
+            _force(folder)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

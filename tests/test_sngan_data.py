@@ -62,16 +62,70 @@ def test_packed_files(tmp_path):
     images = sngan.load_images(tmp_path / "packed.npz")
     decoded = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
     assert (images.permute(0, 2, 3, 1).numpy() == decoded).all()
-    assert torch.equal(sngan.load_images(tmp_path / "packed.npz", 0.5), images[:3])
+    chosen = sngan.subset([str(i) for i in range(6)], [""] * 6, 0.5, 0)
+    assert torch.equal(sngan.load_images(tmp_path / "packed.npz", 0.5), images[chosen])
 
 
-def test_share_takes_the_first_images(npz, tmp_path):
+def write_classes(folder, **sizes):
+    """A folder per class; an image's red value says its class, its green value its number."""
+    for c, (label, size) in enumerate(sizes.items()):
+        (folder / label).mkdir(parents=True)
+        for i in range(size):
+            Image.new("RGB", (32, 32), (c, i, 0)).save(folder / label / f"{i:03d}.png")
+
+
+def drawn(images):
+    """(class, number) of each image of `write_classes`."""
+    return [(int(image[0, 0, 0]), int(image[1, 0, 0])) for image in images]
+
+
+def test_share_takes_as_much_of_each_class(tmp_path):
+    """10 + 20 + 5 images: .4 of them are 4 + 8 + 2, in the order of the paths."""
+    write_classes(tmp_path, ant=10, bee=20, cow=5)
+    taken = drawn(sngan.load_images(tmp_path, 0.4))
+    assert [sum(c == label for c, _ in taken) for label in range(3)] == [4, 8, 2]
+    assert taken == sorted(set(taken))
+    assert taken != [(c, i) for c, n in enumerate((4, 8, 2)) for i in range(n)]  # not the first ones
+    assert drawn(sngan.load_images(tmp_path, 0.4)) == taken
+    assert drawn(sngan.load_images(tmp_path, 0.4, 1)) != taken
+    assert drawn(sngan.load_images(tmp_path)) == [(c, i) for c, n in enumerate((10, 20, 5)) for i in range(n)]
+
+
+def test_a_share_is_of_the_whole_where_classes_do_not_divide(tmp_path):
+    """Forty classes of one image: a tenth is four images, of any classes."""
+    write_classes(tmp_path, **{f"c{i:02d}": 1 for i in range(40)})
+    taken = [drawn(sngan.load_images(tmp_path, 0.1, seed)) for seed in range(5)]
+    assert all(len(t) == 4 for t in taken)
+    assert len({c for t in taken for c, _ in t}) > 8
+
+
+def test_share_of_an_npz_file_by_its_labels(tmp_path):
+    labels = np.repeat([3, 7], [6, 4])
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    images[..., 0], images[..., 1] = labels[:, None, None], np.arange(10)[:, None, None]
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels)
+    taken = drawn(sngan.load_images(tmp_path / "labelled.npz", 0.5))
+    assert [c for c, _ in taken] == [3, 3, 3, 7, 7]
+    np.savez(tmp_path / "plain.npz", images=images)
+    sets = [drawn(sngan.load_images(tmp_path / "plain.npz", 0.5, seed)) for seed in range(4)]
+    assert {len(s) for s in sets} == {5}
+    assert len({tuple(s) for s in sets}) > 1
+    np.savez(tmp_path / "wrong.npz", images=images, labels=labels[:4])
+    with pytest.raises(SystemExit, match=r"`labels` in .* for each of 10 images"):
+        sngan.load_images(tmp_path / "wrong.npz", 0.5)
+
+
+def test_every_seed_trains_on_the_same_share(npz, tmp_path):
     images = sngan.load_images(npz, 0.4)  # int(2.4)
-    assert (images.permute(0, 2, 3, 1).numpy() == IMAGES[:2]).all()
-    _, extra, state = run(npz, tmp_path, "--iterations=1", "--share=0.4")
-    shown = ((torch.cat([x[:4] for x in extra.seen[:2]]) + 1) * 127.5).round().to(torch.uint8)
-    assert all(any(torch.equal(image, one) for one in images) for image in shown)
-    assert state["settings"]["images"] == 2
+    for seed in (0, 1):
+        _, extra, state = run(npz, tmp_path / str(seed), "--iterations=1", "--share=0.4", seed=seed)
+        shown = ((torch.cat([x[:4] for x in extra.seen[:2]]) + 1) * 127.5).round().to(torch.uint8)
+        assert all(any(torch.equal(image, one) for one in images) for image in shown)
+        assert (state["settings"]["images"], state["settings"]["share_seed"]) == (2, 0)
+    with pytest.raises(SystemExit, match="share_seed = 0, not 5"):
+        run(npz, tmp_path / "1", "--iterations=1", "--share=0.4", "--share-seed=5", seed=1)
+    _, _, state = run(npz, tmp_path / "all", "--iterations=1")
+    assert "share_seed" not in state["settings"]  # nothing is drawn: checkpoints of before go on
 
 
 def test_epochs_are_shuffled_and_batches_full():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -17,12 +18,15 @@ from tqdm import tqdm
 from rgplug import schema
 from rgplug.baselines.host import Build, Functions, Host, Train
 from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, find
+from rgplug.baselines.names import check_names
 from rgplug.baselines.procedures import Task
-from rgplug.baselines.results import Result, collect, read_results
+from rgplug.baselines.results import Result, collect, finished_results, read_results
 from rgplug.baselines.run import policy_of
 from rgplug.baselines.tickets import check_rounds
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS
+
+LARGEST_SEED = 2**53  # whole numbers up to here stay what they are in any JSON reader
 
 
 def compare(
@@ -46,6 +50,9 @@ def compare(
     Each run has a folder out/METHOD/seed_N, results are in out/results.jsonl. What is finished is not run again, an
     interrupted run goes on where its host can; a run that fails does not keep the others from running, and is named in
     the RgplugError at the end. Methods that build on a dense run (pf-*, tickets*) have it trained first.
+
+    Before anything is trained RgplugError names a method whose name can be no folder, a run in `out` that was made
+    under other settings than the ones asked for, and a damaged file of a run.
     """
     host = Functions(build, train)
     return run(methods, host, out, seeds, policy, Scale(density, length, n_critic), rounds, ratio, early, jobs)
@@ -65,9 +72,11 @@ def run(
 ) -> list[Result]:
     """`compare` for a host in whatever form."""
     check_rounds(rounds, ratio)
+    _check_numbers(scale, early, jobs)
     root = Path(out).resolve()
     common = schema.resolve(policy or {}, PRESETS)
     chosen = _with_needed(_baselines(methods))
+    check_names([baseline.name for baseline in chosen], root)
     for baseline in chosen:
         keys = scale.policy(baseline)
         if baseline.procedure in ("tickets", "random-init", "random-mask"):  # masks come from rounds
@@ -78,16 +87,19 @@ def run(
                 check_rounds(rounds, ratio, asked.granularity_of(network))
     if early is None and scale.length is not None:
         early = max(round(0.05 * scale.length), 1)
-    numbers = range(seeds) if isinstance(seeds, int) else list(seeds)
+    numbers = _seeds(seeds)
     tasks = [Task(b, s, host, common, scale, root, rounds, ratio, early) for b in chosen for s in numbers]
     if not tasks:
         raise RgplugError("there is nothing to compare: give at least one method and one seed")
     host.functions()  # a host that is none is said before anything runs
+    _make_folder(root)
+    finished_results(root)  # a damaged one is named now, not when the first run has ended
+    done = sum([task.finished for task in tasks])
+    _warn_of_earlier_versions(tasks)
     failures: dict[tuple[str, int], str] = {}
-    with tqdm(total=len(tasks), desc="compare", unit="run", initial=sum(t.finished for t in tasks)) as bar:
+    with tqdm(total=len(tasks), desc="compare", unit="run", initial=done) as bar:
         for stage in _stages(tasks):
-            waiting = [t for t in stage if not t.finished]
-            for task, error in _run_all(waiting, jobs):
+            for task, error in _run_all(stage, jobs):
                 bar.update()
                 if error:
                     failures[task.baseline.name, task.seed] = error
@@ -104,7 +116,46 @@ def run(
     return [r for r in read_results(root) if r.method in {b.name for b in chosen}]
 
 
+def _warn_of_earlier_versions(tasks: list[Task]) -> None:
+    """Runs that did not store all that decides about them are used, and named."""
+    old = [f"{t.baseline.name} seed {t.seed}" for t in tasks if t.of_earlier_version]
+    if old:
+        warnings.warn(
+            f"rgplug: {', '.join(old)}: these runs are of an earlier version, which stored neither the build function "
+            "nor on which images a share of the data was; they are used as they are, so give another --out if one of "
+            "the two is different now",
+            stacklevel=3,
+        )
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RgplugError(f"{root} cannot be a comparison's folder ({error.strerror}); give another --out") from None
+
+
+def _check_numbers(scale: Scale, early: int | None, jobs: int) -> None:
+    """Raise RgplugError for a count that is none."""
+    for name, value in (("length", scale.length), ("n_critic", scale.n_critic), ("early", early), ("jobs", jobs)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RgplugError(f"{name} is {value!r}; it has to be a whole number from 1 on")
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    """Which seeds, each once. Raises RgplugError for what can be no seed."""
+    if isinstance(seeds, bool | str | bytes) or not isinstance(seeds, int | Iterable):
+        raise RgplugError(f"seeds is {seeds!r}; give how many, or a list of whole numbers")
+    numbers = list(range(seeds) if isinstance(seeds, int) else seeds)
+    for seed in numbers:
+        if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) > LARGEST_SEED:
+            raise RgplugError(f"the seed {seed!r} is no whole number between -2**53 and 2**53; give others")
+    return list(dict.fromkeys(numbers))
+
+
 def _baselines(methods: Sequence[str] | Mapping[str, Any]) -> list[Baseline]:
+    if isinstance(methods, str):
+        raise RgplugError(f"methods is the text {methods!r}; give a list of names, e.g. [{methods!r}]")
     if isinstance(methods, Mapping):
         return [find(name) if policy is None else _own(name, policy) for name, policy in methods.items()]
     return [find(name) for name in dict.fromkeys(methods)]
@@ -139,22 +190,29 @@ def _stages(tasks: list[Task]) -> list[list[Task]]:
 
 
 def _run_all(tasks: list[Task], jobs: int) -> Iterable[tuple[Task, str]]:
-    """(task, error) of each as it ends; the error is empty where it was finished."""
+    """(task, error) of each that was not finished, as it ends; the error is empty where all went well."""
+    waiting = []
+    for task in tasks:
+        try:
+            if not task.finished:
+                waiting.append(task)
+        except RgplugError as error:  # it does not build on what was trained just now
+            yield task, str(error)
     if jobs <= 1:
-        for task in tasks:
+        for task in waiting:
             yield task, _run_one(task)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         try:
-            waiting = {pool.submit(_run_one, task): task for task in tasks}
+            futures = {pool.submit(_run_one, task): task for task in waiting}
         except Exception as error:
             raise RgplugError(f"jobs={jobs} needs functions that other processes can import ({error})") from error
-        for future in as_completed(waiting):
+        for future in as_completed(futures):
             try:
-                yield waiting[future], future.result()
+                yield futures[future], future.result()
             except Exception as error:  # what pickle and a process that died raise
-                yield waiting[future], f"its process failed ({type(error).__name__}: {error})"
+                yield futures[future], f"its process failed ({type(error).__name__}: {error})"
 
 
 def _run_one(task: Task) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +35,8 @@ class Functions:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells two hosts apart in a folder of results."""
-        function = self.train_function
-        return {"train": f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'train')}"}
+        """What tells two hosts apart in a folder of results: names of the functions, and what is bound to them."""
+        return {"train": _named(self.train_function, "train"), "build": _named(self.build_function, "build")}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class HostFile:
 
 
 Host = Functions | HostFile
+
+
+def _named(function: Any, otherwise: str) -> str:
+    """A function's name that is the same in every process, with the arguments of a functools.partial."""
+    if isinstance(function, functools.partial):
+        bound = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in sorted(function.keywords.items()))]
+        where = re.sub(r" at 0x[0-9a-fA-F]+", "", ", ".join(bound))  # an address is another one in every process
+        return f"{_named(function.func, otherwise)}({where})"
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', otherwise)}"
 
 
 class Attachment:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rgplug.baselines.files import digest, is_sealed, read_json, write_json
 from rgplug.baselines.host import Host
 from rgplug.baselines.methods import Baseline, Scale
-from rgplug.baselines.results import RESULT, write_whole
-from rgplug.baselines.run import Training
+from rgplug.baselines.records import NEEDED, digest_of, records_of
+from rgplug.baselines.results import RESULT, read_result
+from rgplug.baselines.run import SPEC, Training, same_settings
 from rgplug.baselines.tickets import next_masks, random_masks
 from rgplug.errors import RgplugError
-from rgplug.history import history_of
-from rgplug.snapshot import save_masks
+from rgplug.history import HISTORY
+from rgplug.snapshot import Masks, read, save_masks
 
 INITIAL, EARLY, TRAINED, MASKS = (f"{n}.safetensors" for n in ("initial", "early", "trained", "masks"))
+TASK = "task.json"
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,33 @@ class Task:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / RESULT).is_file()
+        """Whether the folder holds the result of this task, under all the settings that are asked for now.
+
+        Raises RgplugError where it holds one of other settings, begun or finished, or a file of it is damaged.
+        """
+        self._check_early()
+        known = [training.check() for training in self.trainings()]
+        settled = self._check_task()
+        if not (self.folder / RESULT).is_file():
+            return False
+        held = read_result(self.folder / RESULT, self.baseline.name, self.seed, self.root)
+        # more rounds than before, or a folder of a version that did not keep all settings: what is there is checked
+        # once more on the way to a new result, and only what is missing is trained
+        rounds = len(held.get("rounds") or ()) - 1 if self.baseline.procedure == "tickets" else self.rounds
+        return settled and all(known) and rounds == self.rounds
+
+    @property
+    def of_earlier_version(self) -> bool:
+        """Whether a training here was begun by a version that stored less about it."""
+        files = (training.folder / SPEC for training in self.trainings())
+        return any(path.is_file() and not is_sealed(path) for path in files)
 
     def run(self) -> None:
         """Train what is left to train, and write the result."""
+        self._check_early()
+        settled = self._check_task() and self.baseline.procedure != "tickets"  # which may get more rounds
+        if not settled and (settings := self._settings()):
+            write_json(self.folder / TASK, settings)
         procedure = {
             "train": self._train,
             "fine-tune": self._fine_tune,
@@ -55,63 +82,123 @@ class Task:
             "random-init": self._random_init,
             "random-mask": self._random_mask,
         }[self.baseline.procedure]
-        write_whole(self.folder / RESULT, json.dumps(procedure()))
+        write_json(self.folder / RESULT, procedure())
 
-    def training(self, folder: Path, **changes: Any) -> Training:
-        policy = {**self.scale.policy(self.baseline), **changes}
-        return Training(self.host, self.common, policy, self.baseline.name, self.seed, folder, self.root)
-
-    def _train(self) -> dict[str, Any]:
+    def trainings(self) -> list[Training]:
+        """What the task trains, in this order; files that a training starts from need not be there yet."""
+        if self.baseline.procedure == "tickets":
+            return [self._round(number) for number in range(1, self.rounds + 1)]
+        if self.baseline.procedure == "fine-tune":
+            start = {"weights": str(self.folder_of("dense") / TRAINED), "optimizers": True}
+            return [self._training(self.folder, start=start)]
+        if self.baseline.procedure == "random-init":
+            training = self._training(self.folder, masks={"file": str(self._last_masks())})
+            return [dataclasses.replace(training, init_seed=self.seed + 10007)]
+        if self.baseline.procedure == "random-mask":
+            start = {"weights": str(self.folder_of("dense") / INITIAL)}
+            return [self._training(self.folder, masks={"file": str(self.folder / MASKS)}, start=start)]
         changes: dict[str, Any] = {}
         if self.baseline.name == "dense":  # what fine-tuning and tickets start from
             changes["snapshots"] = {"folder": str(self.folder), "early": self.early}
-        return _result(self.training(self.folder, **changes).run())
+        return [self._training(self.folder, **changes)]
+
+    def _training(self, folder: Path, **changes: Any) -> Training:
+        policy = {**self.scale.policy(self.baseline), **changes}
+        return Training(self.host, self.common, policy, self.baseline.name, self.seed, folder, self.root)
+
+    def _round(self, number: int) -> Training:
+        """Round `number` of the tickets, from 1 on."""
+        folder = self._round_folder(number)
+        before = self.folder_of("dense") if number == 1 else self._round_folder(number - 1)
+        start = {"init": self.folder_of("dense") / INITIAL, "early": self.folder_of("dense") / EARLY}
+        return self._training(
+            folder,
+            masks={"file": str(folder / MASKS)},
+            start={"weights": str(start.get(self.baseline.rewind, before / TRAINED))},
+            snapshots={"folder": str(folder), "optimizers": False},
+        )
+
+    def _round_folder(self, number: int) -> Path:
+        return self.folder / f"round_{number:02d}"
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides about this task besides the settings of its trainings; {} where nothing does."""
+        if self.baseline.needs is None:
+            return {}
+        tickets: dict[str, Any] = {}
+        if self.baseline.procedure in ("tickets", "random-init", "random-mask"):
+            tickets = {"rounds": self.rounds, "ratio": self.ratio}
+        if self.baseline.procedure == "tickets":
+            tickets |= {"rewind": self.baseline.rewind, "networks": list(self.baseline.networks)}
+        if self.baseline.rewind == "early":
+            tickets["early"] = self.early
+        return {**tickets, "built on": {self.baseline.needs: digest(self._result_of(self.baseline.needs))}}
+
+    def _check_task(self) -> bool:
+        """Whether the folder says what the task was, where its trainings do not say all. Raises RgplugError where it
+        was another one. Tickets may get more rounds; what was trained for fewer is a part of them."""
+        path = self.folder / TASK
+        if self.baseline.needs is None:
+            return True
+        if not path.is_file() or not (self.folder_of(self.baseline.needs) / RESULT).is_file():
+            return False
+        before, now = read_json(path, f"delete {self.folder} and run the same command again"), self._settings()
+        held, asked = before.get("rounds"), now.get("rounds")
+        if self.baseline.procedure == "tickets" and isinstance(held, int) and isinstance(asked, int) and held < asked:
+            before = {**before, "rounds": asked}
+        same_settings(self.folder, before, now)
+        return True
+
+    def _check_early(self) -> None:
+        """Tickets that are rewound to an early snapshot need it to be that of the iteration that is asked for."""
+        path = self.folder_of("dense") / SPEC
+        if self.baseline.rewind != "early" or not path.is_file():
+            return
+        held = read_json(path, f"delete {path.parent} and run the same command again").get("policy")
+        snapshots = held.get("snapshots") if isinstance(held, dict) else None
+        early = snapshots.get("early") if isinstance(snapshots, dict) else None
+        if early != self.early and early is not None:
+            raise RgplugError(
+                f"{path.parent} kept an early snapshot at iteration {early}, and {self.baseline.name} is to be rewound "
+                f"to iteration {self.early}; give --early {early}, or another --out"
+            )
+
+    def _train(self) -> dict[str, Any]:
+        return _result(self._only().run())
 
     def _fine_tune(self) -> dict[str, Any]:
         """PF: the trained pair with its optimizers' moments, pruned once, trained as long again (STU-GAN, Sec. 4.1)."""
-        start = {"weights": str(self._needed(TRAINED)), "optimizers": True}
-        outcome = self.training(self.folder, start=start).run()
-        return _result(outcome, [self._result_of("dense")])
+        self._needed(TRAINED)
+        return _result(self._only().run(), [self._result_of("dense")])
 
     def _tickets(self) -> dict[str, Any]:
         """IMP: round 0 is the dense run; each round prunes what the one before has trained, and rewinds."""
         dense = self._result_of("dense")
         rounds = [dense]
         trained, masks = self._needed(TRAINED), None
-        for number in range(1, self.rounds + 1):
-            folder = self.folder / f"round_{number:02d}"
-            mine = folder / MASKS
-            if not mine.is_file():
-                save_masks(mine, next_masks(trained, masks, self.ratio, self.baseline.networks, self._managed()))
-            start = {"init": self._needed(INITIAL), "none": trained}.get(self.baseline.rewind)
-            training = self.training(
-                folder,
-                masks={"file": str(mine)},
-                start={"weights": str(start or self._needed(EARLY))},
-                snapshots={"folder": str(folder), "optimizers": False},
-            )
+        self._needed({"init": INITIAL, "early": EARLY, "none": TRAINED}[self.baseline.rewind])
+        managed = self._managed()
+        for training in self.trainings():
+            mine = training.folder / MASKS
+            _settle(mine, next_masks(trained, masks, self.ratio, self.baseline.networks, managed))
             rounds.append(training.run())
-            trained, masks = folder / TRAINED, mine
+            trained, masks = training.folder / TRAINED, mine
         return _result(rounds[-1], rounds[:-1], rounds=True)
 
     def _random_init(self) -> dict[str, Any]:
         """Control: the ticket's masks on weights of another initialization (X. Chen et al. 2021)."""
-        ticket = self._result_of("tickets")
-        masks = self._last_masks()
-        training = dataclasses.replace(
-            self.training(self.folder, masks={"file": str(masks)}), init_seed=self.seed + 10007
-        )
-        return _result(training.run(), [ticket])
+        return _result(self._only().run(), [self._result_of("tickets")])
 
     def _random_mask(self) -> dict[str, Any]:
         """Control: the first weights under random masks with the ticket's layer densities."""
         ticket = self._result_of("tickets")
-        mine = self.folder / MASKS
-        if not mine.is_file():
-            last = self._last_masks()
-            save_masks(mine, random_masks(last, self.seed, last.with_name(TRAINED)))
-        start = {"weights": str(self.folder_of("dense") / INITIAL)}
-        return _result(self.training(self.folder, masks={"file": str(mine)}, start=start).run(), [ticket])
+        last = self._last_masks()
+        _settle(self.folder / MASKS, random_masks(last, self.seed, last.with_name(TRAINED)))
+        return _result(self._only().run(), [ticket])
+
+    def _only(self) -> Training:
+        (training,) = self.trainings()
+        return training
 
     def _last_masks(self) -> Path:
         return self.folder_of("tickets") / f"round_{self.rounds:02d}" / MASKS
@@ -129,22 +216,47 @@ class Task:
 
     def _managed(self) -> dict[str, list[str]]:
         """Weights that the dense run managed, by network."""
-        line = history_of(self.folder_of("dense"))[0]
-        return {network: list(layers) for network, layers in line["layers"].items()}
+        folder = self.folder_of("dense")
+        lines = records_of(folder, NEEDED)
+        written = self._result_of("dense").get("history")
+        if not lines or (written is not None and written != digest_of(lines)):
+            raise RgplugError(
+                f"{folder / HISTORY} is not the history that the run wrote; restore it, or delete {folder} and run the "
+                "same command again"
+            )
+        return {network: list(layers) for network, layers in lines[0]["layers"].items()}
 
     def _result_of(self, method: str) -> dict[str, Any]:
         path = self.folder_of(method) / RESULT
         if not path.is_file():
             raise RgplugError(f"{self.baseline.name} needs the finished run {path.parent}, which is not there")
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        return read_result(path, method, self.seed, self.root)
+
+
+def _settle(path: Path, masks: Masks) -> None:
+    """Masks as a file; where it is there already, it has to hold these. Raises RgplugError where it holds others."""
+    if not path.is_file():
+        save_masks(path, masks)
+        return
+    held: Masks = read(path, "masks")["masks"]
+    if not _equal(held, masks):
+        raise RgplugError(
+            f"{path} holds other masks than these settings give (was the ratio, or the run before it, another one?); "
+            f"give another --out, or delete {path.parent}"
+        )
+
+
+def _equal(a: Masks, b: Masks) -> bool:
+    if {net: layers.keys() for net, layers in a.items()} != {net: layers.keys() for net, layers in b.items()}:
+        return False
+    return all(torch.equal(mask, b[net][name]) for net, layers in a.items() for name, mask in layers.items())
 
 
 def _result(outcome: dict[str, Any], earlier: list[dict[str, Any]] | None = None, rounds: bool = False) -> Any:
     """The row of a training, charged with all that was trained before it."""
     before: dict[str, float | None] = {}
     for key in ("real_images", "flops"):
-        parts = [part for o in earlier or [] for part in (o[f"{key}_total"], o.get("before", {}).get(key, 0))]
+        parts = [part for o in earlier or [] for part in (o[f"{key}_total"], (o.get("before") or {}).get(key, 0))]
         before[key] = None if any(p is None for p in parts) else sum(parts)
     rows = []
     for number, o in enumerate([*(earlier or []), outcome] if rounds else []):

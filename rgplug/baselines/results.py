@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rgplug import files
+from rgplug.baselines.checks import amount, group, has, needed, number, share, shown, whole, word, word_or_none
+from rgplug.baselines.files import Damaged, NoJson, opened, parsed, read_json, sealed, write_whole
+from rgplug.baselines.records import digest_of
 from rgplug.errors import RgplugError
 
 RESULTS = "results.jsonl"
@@ -56,6 +58,7 @@ class Result:
     inference_flops_dense: float | None
     before: dict[str, float | None]  # real_images, flops
     rounds: tuple[Round, ...] = field(repr=False)
+    history: str | None = field(default=None, repr=False, compare=False)  # digest of the run's records, see records.py
 
     @property
     def images_to_best(self) -> float | None:
@@ -103,6 +106,7 @@ def from_records(
         "real_images_total": records[-1]["real_images"],
         "flops_total": records[-1]["flops"],
         "density": best["density"],
+        "history": digest_of(records),
     }
 
 
@@ -116,126 +120,168 @@ def best_layers(records: list[dict[str, Any]], epoch: int | None) -> dict[str, f
 def read_results(folder: str | Path) -> list[Result]:
     """Finished runs of a comparison, as in its results.jsonl. A last line that a kill cut off is dropped; of two lines
     for the same method and seed the later counts. Raises RgplugError for no file, corrupt lines and no runs."""
-    folder = Path(folder)
+    return results_and_notes(Path(folder))[0]
+
+
+def results_and_notes(folder: Path) -> tuple[list[Result], list[str]]:
+    """The results, and what whoever reads them has to know of the file: sentences."""
     path = folder / RESULTS
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise RgplugError(
             f"there are no results in {folder} ({error.strerror}); run a comparison with --out {folder} first"
         ) from None
     rows = [(n, row) for n, row in enumerate(text.split("\n"), start=1) if row.strip()]
     results: dict[tuple[str, int], Result] = {}
-    for number, row in rows:
+    notes = []
+    for place, row in rows:
         try:
-            line = json.loads(row)
-        except ValueError as error:
-            if number == rows[-1][0]:
+            line = parsed(row)
+        except Damaged as error:
+            if isinstance(error, NoJson) and place == rows[-1][0]:
+                notes.append(f"The last line of {RESULTS} is cut off: the run in it is left out here.")
                 break
-            raise RgplugError(f"{path}: line {number} is no JSON ({error}); remove or restore that line") from None
+            raise RgplugError(f"{path}: line {place} is damaged: {error}; remove or restore that line") from None
         try:
-            result = _result(line)
+            result = to_result(opened(line))
             _inside(folder, result.run)
-        except ValueError as error:
+        except Damaged as error:
             raise RgplugError(
-                f"{path}: line {number} is no result of a run ({error}); remove or restore that line"
+                f"{path}: line {place} is no result of a run: {error}; remove or restore that line"
             ) from None
         results[result.method, result.seed] = result
     if not results:
         raise RgplugError(f"{path} holds no finished run yet; report when one is done")
-    return list(results.values())
+    missing = [p.parent for p in _finished(folder) if _name(p) not in {(m, f"seed_{s}") for m, s in results}]
+    if missing:
+        names = ", ".join(p.relative_to(folder).as_posix() for p in missing)
+        notes.append(
+            f"Finished runs that {RESULTS} does not have, and that are left out here: {names}. Run the comparison's "
+            "command again to collect them."
+        )
+    return list(results.values()), notes
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file as a whole or not at all, whenever the process is killed. Raises RgplugError where the disk is full."""
+def read_result(path: Path, method: str, seed: int, root: Path) -> dict[str, Any]:
+    """A run's result (or outcome) as it was written: all keys of a Result, of that method, seed and folder.
+
+    root: the comparison's folder. Raises RgplugError for a damaged file, and for one that belongs to another run.
+    """
+    advice = "delete this file and run the same command again"
+    content = read_json(path, advice)
     try:
-        files.write_text(path, text)
-    except OSError as error:
-        raise RgplugError(f"{path} could not be written: {error}; what was finished before is untouched") from error
+        result = to_result(content)
+    except Damaged as error:
+        raise RgplugError(f"{path} is damaged: {error}; {advice}") from None
+    folder = path.parent.relative_to(root).as_posix()
+    is_here = result.run == folder or result.run.startswith(f"{folder}/")  # tickets name their last round
+    if (result.method, result.seed) != (method, seed) or not is_here:
+        raise RgplugError(f"{path} is of {result.method} seed {result.seed}, in {result.run}; {advice}")
+    return content
 
 
 def collect(folder: Path) -> None:
-    """Every finished run's result into the one results file, in the order of method and seed."""
-    found = [json.loads(p.read_text()) for p in folder.glob(f"*/seed_*/{RESULT}")]
-    rows = sorted(found, key=lambda r: (r["method"], r["seed"]))
-    write_whole(folder / RESULTS, "".join(json.dumps(r) + "\n" for r in rows))
+    """Every finished run's result into the one results file, in the order of method and seed.
+
+    Raises RgplugError where one of them is damaged.
+    """
+    rows = finished_results(folder)
+    write_whole(folder / RESULTS, "".join(json.dumps(sealed(r)) + "\n" for r in rows))
+
+
+def finished_results(folder: Path) -> list[dict[str, Any]]:
+    """The results of all runs that are finished, in the order of method and seed."""
+    rows = []
+    for path in _finished(folder):
+        method, seed = _name(path)
+        rows.append(read_result(path, method, int(seed.removeprefix("seed_")), folder))
+    return sorted(rows, key=lambda r: (r["method"], r["seed"]))
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Files of results in METHOD/seed_N; other folders that look alike are nobody's."""
+    found = folder.glob(f"*/seed_*/{RESULT}")
+    return sorted(p for p in found if p.parent.name.removeprefix("seed_").lstrip("-").isdecimal())
+
+
+def _name(path: Path) -> tuple[str, str]:
+    return path.parent.parent.name, path.parent.name
 
 
 def _inside(folder: Path, run: str) -> None:
     """A run's folder has to lie below that of results.jsonl: a page must not embed files from elsewhere."""
-    if not (folder / run).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"its run {run!r} lies outside the folder")
+    try:
+        inside = (folder / run).resolve().is_relative_to(folder.resolve())
+        (folder / run).is_dir()  # a name that no file system takes
+    except (OSError, RuntimeError, ValueError):
+        inside = False
+    if not inside:
+        raise Damaged(f"its run {run!r} lies outside the folder")
 
 
-def _result(line: Any) -> Result:
-    """Check one line's fields. ValueError says which is wrong."""
-    if not isinstance(line, dict):
-        raise ValueError("it is not an object")
-    before = line.get("before") or {"real_images": 0, "flops": 0}
-    rounds = line.get("rounds") or []
-    if not isinstance(before, dict) or not isinstance(rounds, list):
-        raise ValueError("before has to be an object and rounds a list")
-    seed, samples, epoch = (_number(line, key) for key in ("seed", "samples", "best_epoch"))
-    if seed is None:
-        raise ValueError("seed is missing")
-    return Result(
-        method=_word(line, "method"),
-        seed=int(seed),
-        run=_word(line, "run"),
-        metric=line["metric"] if isinstance(line.get("metric"), str) else None,
-        samples=None if samples is None else int(samples),
-        higher_is_better=line.get("higher_is_better") is True,
-        best=_number(line, "best"),
-        best_epoch=None if epoch is None else int(epoch),
-        best_phase=_word(line, "best_phase") if line.get("best_phase") is not None else None,
-        final=_number(line, "final"),
-        evaluations=int(_number(line, "evaluations") or 0),
-        not_finite=int(_number(line, "not_finite") or 0),
-        real_images=_number(line, "real_images"),
-        flops=_number(line, "flops"),
-        real_images_total=_number(line, "real_images_total"),
-        flops_total=_number(line, "flops_total"),
+OPTIONAL = {"before", "rounds"} | {f.name for f in fields(Result) if f.default is not MISSING}
+NEEDED = tuple(f.name for f in fields(Result) if f.name not in OPTIONAL)
+
+
+def to_result(line: Mapping[str, Any]) -> Result:
+    """A Result from what a file holds. Raises Damaged, which says what is wrong."""
+    has(line, NEEDED)
+    before = line.get("before")
+    if before is None:
+        before = {"real_images": 0, "flops": 0}
+    rounds = line.get("rounds")
+    if not isinstance(before, dict) or not isinstance(rounds, list | None):
+        raise Damaged("before has to be an object and rounds a list")
+    has(before, ("real_images", "flops"))
+    if not isinstance(line["higher_is_better"], bool):
+        raise Damaged(f"higher_is_better has to be true or false, not {shown(line['higher_is_better'])}")
+    result = Result(
+        method=word(line, "method"),
+        seed=needed(line, "seed", -(2**53)),
+        run=word(line, "run"),
+        metric=word_or_none(line, "metric"),
+        samples=whole(line, "samples"),
+        higher_is_better=line["higher_is_better"],
+        best=number(line, "best"),
+        best_epoch=whole(line, "best_epoch"),
+        best_phase=word_or_none(line, "best_phase"),
+        final=number(line, "final"),
+        evaluations=needed(line, "evaluations"),
+        not_finite=needed(line, "not_finite"),
+        real_images=amount(line, "real_images"),
+        flops=amount(line, "flops"),
+        real_images_total=amount(line, "real_images_total"),
+        flops_total=amount(line, "flops_total"),
         density=_densities(line),
-        inference_flops=_number(line, "inference_flops"),
-        inference_flops_dense=_number(line, "inference_flops_dense"),
-        before={key: _number(before, key) for key in ("real_images", "flops")},
-        rounds=tuple(_round(entry) for entry in rounds),
+        inference_flops=amount(line, "inference_flops"),
+        inference_flops_dense=amount(line, "inference_flops_dense"),
+        before={key: amount(before, key) for key in ("real_images", "flops")},
+        rounds=tuple(_round(entry) for entry in rounds or ()),
+        history=word_or_none(line, "history"),
     )
+    if (result.best is None) != (result.evaluations == 0):
+        raise Damaged(f"best is {result.best}, with {result.evaluations} evaluations that have a value")
+    for part, all_ in (("real_images", "real_images_total"), ("flops", "flops_total")):
+        until, total = getattr(result, part), getattr(result, all_)
+        if until is not None and total is not None and until > total * (1 + 1e-9):
+            raise Damaged(f"{part} until the best value is {until:g}, more than {all_} {total:g}")
+    return result
 
 
 def _round(entry: Any) -> Round:
-    if not isinstance(entry, dict) or _number(entry, "round") is None:
-        raise ValueError("each of its rounds has to be an object with a round")
+    if not isinstance(entry, dict) or entry.get("round") is None:
+        raise Damaged("each of its rounds has to be an object with a round")
+    has(entry, ("run", "density", "best", "real_images", "flops"))
     return Round(
-        round=int(entry["round"]),
-        run=_word(entry, "run"),
+        round=needed(entry, "round"),
+        run=word(entry, "run"),
         density=_densities(entry),
-        best=_number(entry, "best"),
-        real_images=_number(entry, "real_images"),
-        flops=_number(entry, "flops"),
+        best=number(entry, "best"),
+        real_images=amount(entry, "real_images"),
+        flops=amount(entry, "flops"),
     )
 
 
 def _densities(line: Mapping[str, Any]) -> dict[str, float]:
-    found = line.get("density") or {}
-    if not isinstance(found, dict):
-        raise ValueError("density has to be an object")
-    numbers = {str(network): _number(found, network) for network in found}
-    return {network: value for network, value in numbers.items() if value is not None}
-
-
-def _word(line: Mapping[str, Any], key: str) -> str:
-    value = line.get(key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key} has to be text, not {value!r}")
-    return value
-
-
-def _number(line: Mapping[str, Any], key: str) -> float | None:
-    """A finite number or None; NaN and infinity, which Python's JSON knows, are values that are not there."""
-    value = line.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} has to be a number or null, not {value!r}")
-    return float(value) if math.isfinite(value) else None
+    return {network: value for network, value in group(line, "density", share).items() if value is not None}

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgplug import schema
+from rgplug.baselines.checks import shown
+from rgplug.baselines.files import read_json, write_json
 from rgplug.baselines.host import Attachment, Build, Host, checked
-from rgplug.baselines.results import best_layers, from_records, write_whole
+from rgplug.baselines.records import NEEDED, records_of
+from rgplug.baselines.results import RESULT, best_layers, from_records, read_result
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
-from rgplug.history import history_of
+from rgplug.history import HISTORY
 from rgplug.policy import PRESETS, Policy
 
 OUTCOME = "outcome.json"
 SPEC = "run.json"
+ASIDE = ("log", "snapshots")  # keys of a policy that change nothing about the result
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,18 @@ class Training:
                 "policy": schema.plain(self.policy),
             },
             default=str,
+            ensure_ascii=False,
         )
-        loaded: dict[str, Any] = json.loads(text.replace(str(self.root) + "/", ""))
+        loaded: dict[str, Any] = json.loads(text.replace(str(self.root) + os.sep, ""))
         return loaded
 
     def run(self) -> dict[str, Any]:
         """Train, or go on with a training that was interrupted; at once if it is finished. Returns the outcome."""
         path = self.folder / OUTCOME
-        self._check_folder()
+        if not self.check():
+            write_json(self.folder / SPEC, self.spec)
         if path.is_file():
-            held: dict[str, Any] = json.loads(path.read_text())
-            return held
+            return read_result(path, self.method, self.seed, self.root)
         build, train = self.host.functions()
         attach = Attachment(self.common, {**self.policy, "run_dir": str(self.folder)})
         try:
@@ -68,8 +74,25 @@ class Training:
         finally:
             if attach.controller is not None:
                 attach.controller.detach(finish="as-is")
-        write_whole(path, json.dumps(outcome))
+        write_json(path, outcome)
         return outcome
+
+    def check(self) -> bool:
+        """Whether the folder says which training it holds. Raises RgplugError where that is another than this one, or
+        where it holds one and does not say which."""
+        path = self.folder / SPEC
+        if path.is_file():
+            same_settings(
+                self.folder, read_json(path, f"delete {self.folder} and run the same command again"), self.spec
+            )
+            return True
+        for name in (OUTCOME, RESULT, HISTORY):
+            if (self.folder / name).is_file():
+                raise RgplugError(
+                    f"{self.folder} holds {name} and no {SPEC}, so nothing says with which settings it was trained; "
+                    "give another --out, or delete that folder"
+                )
+        return False
 
     def _call(self, train: Any, build: Build, attach: Attachment) -> None:
         try:
@@ -81,22 +104,8 @@ class Training:
         except Exception as error:
             raise RgplugError(f"the host failed: {type(error).__name__}: {error}") from error
 
-    def _check_folder(self) -> None:
-        path = self.folder / SPEC
-        if not path.is_file():
-            write_whole(path, json.dumps(self.spec, indent=1))
-            return
-        before, now = json.loads(path.read_text()), self.spec
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            key, old, new = _first_difference(changed[0], before.get(changed[0]), now[changed[0]])
-            raise RgplugError(
-                f"{self.folder} holds a run with other settings ({key} was {old}, now it is {new}); "
-                "give another --out, or delete that folder"
-            )
-
     def _outcome(self, rg: Controller) -> dict[str, Any]:
-        records = history_of(self.folder)
+        records = records_of(self.folder, NEEDED)
         if not records:
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
         augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric
@@ -118,6 +127,32 @@ class Training:
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
     """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
     return Policy.load(schema.merge(schema.resolve(dict(common), PRESETS), method))
+
+
+def same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise RgplugError, with the first key that differs, unless a folder's settings are the ones that are asked for.
+
+    What a host says of itself beyond the file's keys was not stored by the version that wrote it: it is not compared.
+    """
+    for key in now:
+        if key not in before:
+            raise RgplugError(
+                f"the settings in {folder} lack {key!r}, so nothing says whether they are the ones that are asked for; "
+                "give another --out, or delete that folder"
+            )
+        old, new = _without_aside(before[key]), _without_aside(now[key])
+        if key == "host" and isinstance(old, dict):
+            new = {k: v for k, v in new.items() if k in old or k != "build"}
+        name, old, new = _first_difference(key, old, new)
+        if old != new:
+            raise RgplugError(
+                f"{folder} holds a run with other settings ({name} was {shown(old)}, now it is {shown(new)}); "
+                "give another --out, or delete that folder"
+            )
+
+
+def _without_aside(settings: Any) -> Any:
+    return {k: v for k, v in settings.items() if k not in ASIDE} if isinstance(settings, dict) else settings
 
 
 def _first_difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from rgplug.baselines.checks import amount, group, has, needed, share, shown, word_or_none
+from rgplug.baselines.checks import number as numeric
+from rgplug.baselines.files import Damaged, read_json, write_json, write_whole
 from rgplug.baselines.methods import TICKET, Rewind
-from rgplug.baselines.results import write_whole
+from rgplug.baselines.records import records_of
 from rgplug.errors import RgplugError
-from rgplug.history import history_of
 from rgplug.methods.magnitude import prune_remaining
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import ENVIRONMENT, Granularity
@@ -50,9 +51,30 @@ def next_masks(
             raise RgplugError(
                 f"{trained} holds no managed weights of {network}; attach it, or leave it out of networks"
             )
+        earlier = before.get(network, {})
+        _check_shapes(trained, masks or trained, network, names, pair[network], earlier)
         units = held["units"].get(network) or of_entries({name: pair[network][name].shape for name in names})
-        after[network] = _pruned(pair[network], before.get(network, {}), units, ratio)
+        after[network] = _pruned(pair[network], earlier, units, ratio)
     return after
+
+
+def _check_shapes(
+    trained: Path,
+    masks: Path,
+    network: str,
+    names: Sequence[str],
+    held: Mapping[str, Tensor],
+    earlier: Mapping[str, Tensor],
+) -> None:
+    """Raise RgplugError unless the snapshot has these weights, and the masks fit them."""
+    for name in names:
+        if name not in held:
+            raise RgplugError(f"{trained} has no weight {network}.{name}, which was managed; it is of another run")
+        if name in earlier and earlier[name].shape != held[name].shape:
+            raise RgplugError(
+                f"{masks}: the mask of {network}.{name} is of shape {list(earlier[name].shape)}, the weight of "
+                f"{list(held[name].shape)} ({trained}); the two are of different runs"
+            )
 
 
 def _pruned(thetas: Mapping[str, Tensor], masks: Mapping[str, Tensor], units: Units, ratio: float) -> dict[str, Tensor]:
@@ -87,6 +109,9 @@ def random_masks(masks: Path, seed: int, trained: Path | None = None) -> Masks:
     for network, layers in held.items():
         drawn[network] = {}
         units = described.get(network) or of_entries({name: mask.shape for name, mask in layers.items()})
+        fits = {name: tuple(part.layout.shape) for name, part in units.parts.items()}
+        if any(fits.get(name) != tuple(mask.shape) for name, mask in layers.items()) or fits.keys() != layers.keys():
+            raise RgplugError(f"{masks} does not fit the {network} of {trained}; the two are of different runs")
         for block in units.blocks:
             kept = block.kept({name: layers[name] for name in block.names})
             if units.granularity == "2:4":
@@ -128,8 +153,8 @@ def drive_tickets(
             policy = _round_policy(out, number, ratio, rewind, early, networks)
             write_whole(folder / "policy.yaml", yaml.safe_dump(policy, sort_keys=False))
             _run(command, folder, number)
-            write_whole(folder / DONE, json.dumps(_summary(folder, number)))
-        rows.append(json.loads((folder / DONE).read_text()))
+            write_json(folder / DONE, _summary(folder, number))
+        rows.append(_read_done(folder / DONE, number))
         print(f"rgplug: {_line(rows[-1])}", flush=True)
     return rows
 
@@ -163,12 +188,19 @@ def _check_settings(
     now = {"command": command, "ratio": ratio, "rewind": rewind, "early": early, "networks": list(networks)}
     path = out / "tickets.json"
     if not path.is_file():
-        write_whole(path, json.dumps(now))
+        if next(out.glob(f"round_*/{DONE}"), None) is not None:
+            raise RgplugError(
+                f"{out} holds rounds and no {path.name}, so nothing says with which settings they were trained; give "
+                "another --out, or delete that folder"
+            )
+        write_json(path, now)
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, f"delete {out} and run the same command again")
     for key, value in now.items():
-        if before.get(key) != value:
-            raise RgplugError(f"{out} holds rounds with {key} {before.get(key)}, now it is {value}; give another --out")
+        if key not in before or before[key] != value:
+            raise RgplugError(
+                f"{out} holds rounds with {key} {shown(before.get(key))}, now it is {shown(value)}; give another --out"
+            )
 
 
 def _round_policy(
@@ -189,7 +221,7 @@ def _round_policy(
     if number > 0:
         last = out / f"round_{number - 1:02d}"
         masks = folder / "masks.safetensors"
-        managed = json.loads((first / DONE).read_text())["managed"]
+        managed = _read_done(first / DONE, 0)["managed"]
         earlier = last / "masks.safetensors" if number > 1 else None
         save_masks(masks, next_masks(last / "trained.safetensors", earlier, ratio, networks, managed))
         start = {"init": first / "initial.safetensors", "early": first / "early.safetensors"}
@@ -218,7 +250,7 @@ def _run(command: Sequence[str], folder: Path, number: int) -> None:
 
 
 def _summary(folder: Path, number: int) -> dict[str, Any]:
-    lines = history_of(folder)
+    lines = records_of(folder, ("metric", "metric_name"))
     values = [line["metric"] for line in lines if line["metric"] is not None]
     last = lines[-1] if lines else {}
     return {
@@ -230,6 +262,28 @@ def _summary(folder: Path, number: int) -> dict[str, Any]:
         "flops": last.get("flops"),
         "managed": {k: list(v) for k, v in last.get("layers", {}).items()},
     }
+
+
+def _read_done(path: Path, number_of_round: int) -> dict[str, Any]:
+    """A finished round's summary. Raises RgplugError where the file is damaged or of another round."""
+    advice = "delete this file and run the same command again, which trains the round anew"
+    row = read_json(path, advice)
+    try:
+        has(row, ("round", "density", "best", "metric", "real_images", "flops", "managed"))
+        if needed(row, "round") != number_of_round:
+            raise Damaged(f"it is of round {row['round']}")
+        group(row, "density", share)
+        numeric(row, "best")
+        word_or_none(row, "metric")
+        for key in ("real_images", "flops"):
+            amount(row, key)
+        managed = row["managed"]
+        lists = list(managed.values()) if isinstance(managed, dict) else [None]
+        if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists):
+            raise Damaged("managed has to hold a list of names for each network")
+    except Damaged as error:
+        raise RgplugError(f"{path} is damaged: {error}; {advice}") from None
+    return row
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ class Comparison:
     metric: str
     samples: int | None
     higher_is_better: bool
+    notes: tuple[str, ...] = ()  # what has to be known of the folder's files
 
     @cached_property
     def runs(self) -> tuple[Result, ...]:

@@ -147,7 +147,7 @@ def _draw_metric(axis: Any, lines: list[Line]) -> None:
     name = next((line["metric_name"] for line in reversed(lines) if line.get("metric_name")), None)
     axis.set_title("quality", loc="left")
     higher = name is not None and (name == "is" or name.startswith("is_"))  # the inception score only
-    axis.set_ylabel(f"{name or 'metric'}\n({'higher' if higher else 'lower'} is better)")
+    axis.set_ylabel(f"{plain(name or 'metric')}\n({'higher' if higher else 'lower'} is better)")
     known = ~np.isnan(metric)
     if not known.any():
         axis.text(0.5, 0.5, "no metric was measured", transform=axis.transAxes, ha="center", va="center", color=GREY)
@@ -204,7 +204,12 @@ def _short(name: str, most: int = 26) -> str:
     """A parameter's name without what every name says; the end of it if it is long."""
     for ending in (".parametrizations.weight.original", ".weight_orig", ".weight"):
         name = name.removesuffix(ending)
-    return name if len(name) <= most else "…" + name[-(most - 1) :]
+    return plain(name if len(name) <= most else "…" + name[-(most - 1) :])
+
+
+def plain(text: str) -> str:
+    """Text from a file, kept from being read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_counts(axis: Any, lines: list[Line], networks: list[str]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -100,12 +102,14 @@ def gallery(images: Iterable[tuple[bytes, str, str]]) -> str:
     return '<div class="gallery">' + "".join(figure(*image) for image in images) + "</div>"
 
 
-def embedded(path: Path) -> bytes | None:
-    """A picture as PNG of at most LARGEST pixels a side; None where there is none that can be read."""
+def embedded(path: Path, folder: Path) -> bytes | None:
+    """A picture as PNG of at most LARGEST pixels a side; None where there is none below `folder` that can be read."""
     try:
-        with Image.open(path) as image:
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):  # a link out of the folder
+            return None
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             picture = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
         return None
     picture.thumbnail((LARGEST, LARGEST))
     target = io.BytesIO()

@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from rgplug.baselines.files import write_all
+from rgplug.baselines.records import digest_of, records_of
 from rgplug.baselines.results import RESULTS, Result
 from rgplug.errors import RgplugError
-from rgplug.history import HISTORY, Line, history_of
+from rgplug.history import HISTORY, Line
 from rgplug.report.cells import Table, metric_text, metric_title
 from rgplug.report.comparison import Comparison
 from rgplug.report.figures import training_figure
@@ -18,23 +20,29 @@ from rgplug.report.results import SAMPLES, read_results
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import csv_text, markdown
 
+BESIDE = ("table.csv", "table.md")
+CHANGED = "does not belong to the result of its run, which is shown; the history is left out"
+
 
 def write_report(runs: Path, out: Path | None = None) -> Path:
     """Write the page of a comparison to RUNS/report.html, or `out`, and table.csv and table.md beside it.
 
     runs: a folder with results.jsonl, or that of a single run (history.jsonl), whose page has its
     figures and no tables.
-    Returns the page's path. Raises RgplugError for a folder with neither, corrupt files, and without matplotlib.
+    Returns the page's path. Raises RgplugError for a folder with neither, corrupt files, and without matplotlib. All
+    files are written whole or not at all; a link in their place is replaced, not followed.
     """
     runs = Path(runs)
     target = Path(out) if out is not None else runs / "report.html"
     if target.is_dir():
         raise RgplugError(f"{target} is a folder; give the name of the page to write, such as {target / 'report.html'}")
+    if target.name in (RESULTS, HISTORY, *BESIDE):
+        raise RgplugError(f"{target} is the name of another file of a report or a run; give another name for the page")
     if (runs / RESULTS).is_file():
         comparison = read_results(runs)
         tables = tables_of(comparison)
         files = {target.name: _comparison_page(comparison, tables)}
-        files["table.csv"], files["table.md"] = csv_text(comparison, tables), markdown(tables)
+        files |= zip(BESIDE, (csv_text(comparison, tables), markdown(tables)))
     elif (runs / HISTORY).is_file():
         files = {target.name: _single_page(runs)}
     else:
@@ -42,13 +50,9 @@ def write_report(runs: Path, out: Path | None = None) -> Path:
             f"{runs} has neither {RESULTS} nor {HISTORY}; give the folder that a comparison or a training run wrote"
         )
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (target.parent / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RgplugError(
-            f"cannot write into {target.parent} ({error.strerror}); give another place to write to"
-        ) from None
+        write_all({target.parent / name: text for name, text in files.items()})
+    except RgplugError as error:
+        raise RgplugError(f"cannot write into {target.parent}: {error}; give another place to write to") from None
     return target
 
 
@@ -61,7 +65,7 @@ def _comparison_page(c: Comparison, tables: list[Table]) -> str:
         f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Metric: {name}{samples}, "
         f"{'higher' if c.higher_is_better else 'lower'} is better."
     )
-    histories = {run.run: history_of(c.folder / run.run) for run in c.runs}
+    histories, changed = _histories(c)
     curves = {m.name: [histories[run.run] for run in m.runs] for m in c.methods}
     drawn = [figure(
         _drawn(lambda path: metric_curves(curves, path, metric=name, higher_is_better=c.higher_is_better)),
@@ -71,22 +75,52 @@ def _comparison_page(c: Comparison, tables: list[Table]) -> str:
     )]  # fmt: skip
     drawn.append(_trade_offs(c, name))
     sections = [
-        Section("how", "How to read this", listing(_notes(c, name))),
+        Section("how", "How to read this", listing([*c.notes, *_on_changed(c, changed), *_notes(c, name)])),
         *(Section(t.key, t.title, table(t)) for t in tables),
         Section("curves", "Figures", "".join(drawn)),
         Section("samples", "Samples", _samples(c)),
-        Section("runs", "Single runs", "".join(_run_details(c, run, histories[run.run]) for run in c.runs)),
+        Section(
+            "runs",
+            "Single runs",
+            "".join(_run_details(c, run, histories[run.run], run.run in changed) for run in c.runs),
+        ),
     ]
     return document(f"Comparison: {c.folder.resolve().name}", summary, sections)
 
 
+def _histories(c: Comparison) -> tuple[dict[str, list[Line]], set[str]]:
+    """The history of each run, and the runs whose file is not the one that belongs to their result: theirs is [].
+
+    A result carries the digest of its history; one of an earlier version does not, and its best value is looked up.
+    """
+    histories: dict[str, list[Line]] = {}
+    changed = set()
+    for run in c.runs:
+        lines = records_of(c.folder / run.run)
+        if not (c.folder / run.run / HISTORY).is_file():
+            fits = True  # the results may have been copied without their runs
+        elif run.history is not None:
+            fits = digest_of(lines) == run.history
+        else:
+            fits = not lines or run.best is None or any(line.get("metric") == run.best for line in lines)
+        if not fits:
+            changed.add(run.run)
+        histories[run.run] = lines if fits else []
+    return histories, changed
+
+
+def _on_changed(c: Comparison, changed: set[str]) -> list[str]:
+    names = ", ".join(f"{run.method} seed {run.seed}" for run in c.runs if run.run in changed)
+    return [f"Damaged: {HISTORY} of {names} {CHANGED}."] if names else []
+
+
 def _single_page(folder: Path) -> str:
-    lines = history_of(folder)
+    lines = records_of(folder)
     if not lines:
         raise RgplugError(f"{folder / HISTORY} holds no evaluation yet; report when there is one")
     name = folder.resolve().name
     sections = [Section("training", "Training", _training(lines, name))]
-    samples = embedded(folder / SAMPLES)
+    samples = embedded(folder / SAMPLES, folder)
     if samples is not None:
         sections.append(Section("samples", "Samples", gallery([(samples, f"Samples of {name}", "last grid")])))
     return document(f"Run: {name}", f"{_counted(len(lines), 'evaluation')}.", sections)
@@ -141,7 +175,7 @@ def _trade_offs(c: Comparison, name: str) -> str:
 def _samples(c: Comparison) -> str:
     images = []
     for run in c.runs:
-        data = embedded(c.folder / run.run / SAMPLES)
+        data = embedded(c.folder / run.run / SAMPLES, c.folder)
         if data is not None:
             images.append((data, f"Grid of samples of {run.method}, seed {run.seed}", f"{run.method}, seed {run.seed}"))
     if not images:
@@ -149,13 +183,15 @@ def _samples(c: Comparison) -> str:
     return paragraph("The last grid that each run left, not necessarily that of its best value.") + gallery(images)
 
 
-def _run_details(c: Comparison, run: Result, lines: list[Line]) -> str:
+def _run_details(c: Comparison, run: Result, lines: list[Line], changed: bool) -> str:
     name = f"{run.method}, seed {run.seed}"
     if run.best is None:
         result = "diverged"
     else:
         where = f" (epoch {run.best_epoch})" if run.best_epoch is not None else ""
         result = f"best {metric_title(c.metric)} {metric_text(run.best)}{where}"
+    if changed:
+        return details(f"{name}: {result} (its history is damaged)", paragraph(f"{run.run}/{HISTORY} {CHANGED}."))
     body = _training(lines, name) if lines else paragraph("This run left no history.")
     return details(f"{name}: {result}", body)
 
@@ -183,9 +219,11 @@ def _drawn(draw: Callable[[Path], object]) -> bytes:
         path = Path(folder) / "figure.png"
         try:
             draw(path)
+            return path.read_bytes()
         except ImportError as error:
             raise RgplugError(str(error)) from None
-        return path.read_bytes()
+        except OSError as error:
+            raise RgplugError(f"no figure can be written into {folder}: {error.strerror}; make room there") from None
 
 
 def _counted(n: int, what: str) -> str:

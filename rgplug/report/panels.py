@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgplug.history import Line
-from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, blank_figure, wants_log
+from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, blank_figure, plain, wants_log
 
 COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours
@@ -99,11 +99,6 @@ def mean_curve(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
         return {}
     common = set(curves[0]).intersection(*curves[1:])
     return {epoch: float(np.mean([curve[epoch] for curve in curves])) for epoch in sorted(common)}
-
-
-def plain(text: str) -> str:
-    """Text from a file, kept from being read as a formula."""
-    return text.replace("$", r"\$")
 
 
 def _curve(lines: Sequence[Line]) -> dict[float, float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rgplug.baselines.results import RESULTS, Result
-from rgplug.baselines.results import read_results as results_of
+from rgplug.baselines.results import RESULTS, Result, results_and_notes
 from rgplug.errors import RgplugError
 from rgplug.report.comparison import DENSE, Comparison, Method
 
@@ -14,10 +13,11 @@ SAMPLES = "samples.png"
 
 def read_results(folder: Path) -> Comparison:
     """The runs of a folder. Raises RgplugError for a corrupt file, one without runs, and values that do not compare."""
-    return _compared(folder, folder / RESULTS, results_of(folder))
+    runs, notes = results_and_notes(folder)
+    return _compared(folder, folder / RESULTS, runs, tuple(notes))
 
 
-def _compared(folder: Path, path: Path, runs: list[Result]) -> Comparison:
+def _compared(folder: Path, path: Path, runs: list[Result], notes: tuple[str, ...]) -> Comparison:
     kinds = {(r.metric, r.samples, r.higher_is_better) for r in runs if r.metric is not None}
     if len(kinds) > 1:
         names = ", ".join(sorted(f"{metric} on {samples} samples" for metric, samples, _ in kinds))
@@ -28,4 +28,4 @@ def _compared(folder: Path, path: Path, runs: list[Result]) -> Comparison:
         Method(name, tuple(sorted((r for r in runs if r.method == name), key=lambda r: r.seed)))
         for name in names_in_order
     )
-    return Comparison(folder, methods, str(metric), samples, higher)
+    return Comparison(folder, methods, str(metric), samples, higher, notes)

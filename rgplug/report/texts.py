@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from rgplug.report.cells import Table, Value
 from rgplug.report.comparison import Comparison
 
+FORMULA = re.compile(r"(^|[;\t\r\n|])(\s*)(?=[=+\-@\t\r\n＝＋－＠])")  # what spreadsheets take for the start of one
 SAME_IN_ALL = ("table", "metric", "samples")
 
 
@@ -23,7 +24,7 @@ def csv_text(comparison: Comparison, tables: Sequence[Table]) -> str:
     """One CSV with the rows of all tables; the column `table` tells them apart, and what a table lacks is empty.
 
     Numbers have full precision and plain units: images, FLOPs, shares (density), per cent (sparsity). `seeds` counts
-    all runs and `diverged` those without a value.
+    all runs and `diverged` those without a value. A text that a spreadsheet would take for a formula has a ' before it.
     """
     keys = dict.fromkeys(key for table in tables for column in table.columns for key in column.keys)
     target = io.StringIO()
@@ -36,8 +37,18 @@ def csv_text(comparison: Comparison, tables: Sequence[Table]) -> str:
             }  # fmt: skip
             for column, cell in zip(table.columns, row):
                 values.update(zip(column.keys, cell.values))
-            writer.writerow(values)
+            writer.writerow({key: as_text(value) if isinstance(value, str) else value for key, value in values.items()})
     return target.getvalue()
+
+
+def as_text(value: str) -> str:
+    """Text that no spreadsheet runs as a formula (OWASP, CSV injection): a quote before = + - @, tab, carriage return
+    where a cell begins, or begins for a program that separates by something else than commas. Numbers stay numbers."""
+    try:
+        float(value)
+    except ValueError:
+        return FORMULA.sub(r"\1'\2", value)
+    return value
 
 
 def _markdown(table: Table) -> str:
@@ -58,4 +69,4 @@ def _line(texts: Iterable[str]) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is: a name from a file makes no column, link or HTML."""
     escaped = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escaped)
+    return re.sub(r"([\\`*~\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", escaped)
