@@ -72,12 +72,13 @@ def attach(
         raise
     networks = controller.networks
     for net in networks.values():
-        for w in net.weights:
+        for w in net.all_weights:
             layers.swap(w.module, w)
-        if net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
+        drawn = not any(w.waits for w in net.weights)
+        if drawn and net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
             net.refresh_all()
     for module in modules.values():
-        attached_networks[unwrap(module)] = controller
+        attached_networks[unwrap(module)] = controller.hooks
     return controller
 
 
@@ -164,7 +165,9 @@ def _check_shared(candidates: Mapping[str, list[select.Candidate]]) -> None:
 
 
 def _check_free(candidates: Mapping[str, list[select.Candidate]]) -> None:
-    taken = {id(w.param) for c in set(attached_networks.values()) for net in c.networks.values() for w in net.weights}
+    taken = {
+        id(w.param) for hooks in set(attached_networks.values()) for net in hooks.networks for w in net.all_weights
+    }
     for label, found in candidates.items():
         for c in found:
             if not c.reason and id(c.param) in taken:

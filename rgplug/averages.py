@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from rgplug.copies import Hidden, masked_for_now
 from rgplug.layers import copies_of
+from rgplug.masking import MaskedWeight
 from rgplug.network import Network
 from rgplug.wrappers import tensors_of
 
@@ -23,9 +24,12 @@ class Averages:
 
     def __init__(self, net: Network):
         self.net = net
-        self._weight = max(net.weights, key=lambda w: w.numel, default=None)
         self._masked_at = WeakTensorKeyDictionary()  # average -> the network's iteration when it last had the mask on
         self._sums = WeakTensorKeyDictionary()  # deep copy -> sum of its values at the last evaluation
+
+    @property
+    def _weight(self) -> MaskedWeight | None:
+        return max(self.net.weights, key=lambda w: w.numel, default=None)
 
     @contextmanager
     def masked(self, copied: Any) -> Iterator[Hidden]:
@@ -38,7 +42,8 @@ class Averages:
 
     def know(self, copied: Any, *, masked: bool = False) -> None:
         """Take note of a copy. masked: it has the mask on now."""
-        tensor = None if self._weight is None else tensors_of(copied, self.net.module).get(self._weight.name)
+        w = self._weight
+        tensor = None if w is None else tensors_of(copied, self.net.module).get(w.name)
         if tensor is not None and (masked or tensor not in self._masked_at):
             self._masked_at[tensor] = self.net.iteration if masked else None
 
@@ -58,6 +63,8 @@ class Averages:
             return False
         pruned = torch.logical_not(w.mask)
         for average in (*self._masked_at, *moving):
+            if average.shape != w.param.shape:  # of a weight that was the largest one then
+                continue
             values = average.detach()[pruned.to(average.device)]
             if 2 * int(torch.count_nonzero(values)) > values.numel():
                 return True

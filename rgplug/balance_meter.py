@@ -16,7 +16,7 @@ from rgplug.metrics import default_sample_fn, open_source, pick_images
 from rgplug.metrics.isolation import preserved_buffers, preserved_rng
 from rgplug.observers import Observer
 from rgplug.policy import BalancePolicy, Policy
-from rgplug.wrappers import unwrap
+from rgplug.weak import WeakModules
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -33,7 +33,7 @@ class BalanceMeter(Observer):
             raise RgplugError("policy.balance needs both networks; attach G and D")
         self.policy: BalancePolicy = policy.balance
         self.ratio = ratio
-        self._modules = {label: unwrap(module) for label, module in modules.items()}
+        self._modules = WeakModules(modules)
         self._generator = networks["G"]
         self._given: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         where = policy.balance.real or (policy.metric.real if policy.metric is not None else None)
@@ -82,7 +82,7 @@ class BalanceMeter(Observer):
         if self._given is not None:
             return self._given[1]
         if self._sampler is None:
-            self._sampler = default_sample_fn(self._modules["G"])
+            self._sampler = default_sample_fn(self._modules["G"]).weakened()
         latents: tuple[Any, ...] = self._sampler.arguments(self.policy.batch)
         return latents
 
@@ -117,5 +117,5 @@ class BalanceMeter(Observer):
         self.ratio.load_state_dict(dict(state))
         self._random.set_state(state["random"])
         if state["sampler"] is not None:
-            self._sampler = default_sample_fn(self._modules["G"])
+            self._sampler = default_sample_fn(self._modules["G"]).weakened()
             self._sampler.set_state(state["sampler"])

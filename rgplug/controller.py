@@ -21,6 +21,7 @@ from rgplug.copies import hide_pruned, matched, update_average
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation
 from rgplug.export import bake, save_sparse
+from rgplug.first_steps import FirstSteps
 from rgplug.hooks import StepHooks
 from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
@@ -33,7 +34,7 @@ from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.state import fit
-from rgplug.wrappers import unwrap
+from rgplug.weak import WeakModules
 
 Phase = Literal["sparse", "dense"]
 
@@ -63,13 +64,16 @@ class Controller:
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
-        self.monitor = Monitor(networks, self.accounting, policy)
+        self.monitor = Monitor(networks, self.accounting)
         self.monitor.check_roles(self.modules)
+        self._first_steps = FirstSteps(networks, policy)
         self.averages = {label: Averages(net) for label, net in networks.items()}
         self._balance = balance
-        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, self.modules, networks)
-        started = None if start is None else StartedOptimizers(start, self.modules)
-        self.hooks.observers += [o for o in (started, self._snapshots, balance, self.monitor) if o is not None]
+        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
+        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
+        started = None if start is None else StartedOptimizers(start, held)
+        observers = (started, self._snapshots, balance, self._first_steps)
+        self.hooks.observers += [o for o in observers if o is not None]
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ class Controller:
         as the clipping works in place.
         """
         for net in self._of(network):
-            net.before_step(net.weights)
+            net.before_step(net.weights, early=True)
 
     @contextmanager
     def auxiliary_step(self, network: str | None = None) -> Iterator[None]:
@@ -116,7 +120,7 @@ class Controller:
         net = self._network(network)
         for observer in self.hooks.observers:
             observer.before_step(network, None)
-        net.before_step(net.weights)
+        net.before_step(net.all_weights)
 
     def after_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call after their step.
@@ -175,6 +179,7 @@ class Controller:
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
             number, metric_name = value.value, value.name
         self.epoch += 1
+        self._first_steps.evaluated = True
         number = from_first_rank(number, self._device())
         measured, average = self.monitor.measured(self.epoch, number, metric_name, self.phase), None
         if number is None or not math.isfinite(number):
@@ -269,7 +274,8 @@ class Controller:
     def report(self) -> str:
         """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
         densities = {name: net.layer_density() for name, net in self.networks.items()}
-        table = select.table(self.candidates, densities)
+        aside = {name: net.notes() for name, net in self.networks.items()}
+        table = select.table(self.candidates, densities, aside)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
         return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
@@ -397,11 +403,7 @@ class Controller:
             elif finish == "sparse":
                 net.go_sparse()
                 net.settle()
-            for w in net.weights:
-                layers.unswap(w.module)
-        self.hooks.remove()
-        for module in self.modules.values():
-            attached_networks.pop(unwrap(module), None)
+        release(self.hooks)
         self.journal.close()
         self._attached = False
 
@@ -442,4 +444,16 @@ class Controller:
                 net.go_dense()
 
 
-attached_networks: weakref.WeakKeyDictionary[nn.Module, Controller] = weakref.WeakKeyDictionary()
+# The hooks, with the networks and methods behind them, live as long as a network that is attached: nothing of that
+# holds its modules. The controller does, for as long as somebody holds the controller.
+attached_networks: weakref.WeakKeyDictionary[nn.Module, StepHooks] = weakref.WeakKeyDictionary()
+
+
+def release(hooks: StepHooks) -> None:
+    """Give every module its own class back, and stop listening."""
+    hooks.remove()
+    for net in hooks.networks:
+        for w in net.all_weights:
+            layers.unswap(w.module)
+    for module in [m for m, found in attached_networks.items() if found is hooks]:
+        attached_networks.pop(module, None)

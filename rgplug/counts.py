@@ -28,6 +28,16 @@ class Counts:
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
         self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
 
+    def over(self, weights: list[MaskedWeight]) -> Counts:
+        """The same counters for these weights: those that were counted before go on."""
+        new = Counts(weights).to(self.kept.device)
+        place = {w.name: i for i, w in enumerate(self._weights)}
+        for i, w in enumerate(weights):
+            if w.name in place:
+                for counter in _COUNTERS:
+                    getattr(new, counter)[i] = getattr(self, counter)[place[w.name]]
+        return new
+
     def recount(self) -> None:
         """Kept entries from the masks themselves."""
         if self._weights:
@@ -73,8 +83,12 @@ class Counts:
 
     def follow(self, device: torch.device) -> None:
         """The weights have moved."""
+        self.to(device)
+
+    def to(self, device: torch.device) -> Counts:
         for counter in ("numel", *_COUNTERS):
             setattr(self, counter, getattr(self, counter).to(device))
+        return self
 
     def state_dict(self) -> dict[str, Tensor]:
         return {counter: getattr(self, counter).clone() for counter in _COUNTERS}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from rgplug.gradients import GradientWatch
 from rgplug.masking import MaskedWeight
 
 
@@ -22,7 +20,7 @@ class HostLoss:
         self.weights = weights
         self._knob: Tensor | None = None
         self._added: Tensor | None = None  # sum of the knob's gradients
-        self._window: Any = None  # weak reference to a live gradient at the last backward through the term
+        self._watch: GradientWatch | None = None  # of a weight's gradient, since the last backward through the term
         self._taken: dict[str, Tensor] = {}  # weight -> what was added when its optimizer last stepped
 
     def counted(self, value: Tensor) -> Tensor:
@@ -38,22 +36,44 @@ class HostLoss:
             return None
         count = self._added - self._taken.get(weights[0].name, 0)
         self._taken.update(dict.fromkeys((w.name for w in weights), self._added))
-        if len(self._taken) == len(self.weights):
-            self._forget()
+        if len(self._taken) >= len(self.weights):
+            self._begin_anew()
         return count if scale is None else count / scale.to(count.device)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether what was counted belongs to the gradients that are there now."""
+        return self._watch is not None and not self._watch.is_overwritten
+
+    def keep(self) -> None:
+        """rgplug itself has written to gradients for which `is_current` held."""
+        assert self._watch is not None
+        self._watch.mark(listen=True)
+
+    def stop_listening(self) -> None:
+        if self._watch is not None:
+            self._watch.forget()
+
     def _on_knob(self, grad: Tensor) -> None:
-        """Count one backward. Gradients that were made anew since the last one (the host zeroed them, after a step that
-        a GradScaler skipped) say that what was counted before is void."""
+        """Count one backward.
+
+        Gradients that began anew since the last one, in new tensors or zeroed in place, say that what was counted
+        before is void: it belonged to a step that a GradScaler skipped.
+        """
         assert self._knob is not None
         self._knob.grad = None
-        live = next((w.param.grad for w in self.weights if w.param.grad is not None), None)
-        if live is None or (self._window is not None and self._window() is not live):
-            self._forget()
-        self._window = None if live is None else weakref.ref(live)
+        if self._watch is None or self._watch.is_overwritten:
+            self._begin_anew()
+            live = next((w for w in self.weights if w.param.grad is not None), None)
+            if live is None:
+                live = next((w for w in self.weights if w.param.requires_grad), None)
+            self._watch = None if live is None else GradientWatch(live.param)
+        if self._watch is not None:
+            self._watch.mark(listen=True)
         self._added = grad.detach().clone() if self._added is None else self._added + grad.detach()
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
         self._added = None
-        self._window = None
+        self.stop_listening()
+        self._watch = None
         self._taken.clear()

@@ -80,6 +80,11 @@ def forget_(dormant: Tensor) -> Tensor:
     return dormant
 
 
+def count_dtype(x: Tensor) -> torch.dtype:
+    """A dtype in which as many ones as x has entries can be summed up exactly; float32, which is faster, if it can."""
+    return torch.float32 if x.numel() <= 2**24 else torch.float64
+
+
 def keep_(x: Tensor, bits: Tensor) -> Tensor:
     """`x` where the mask is True, exactly +0 elsewhere, whatever stood there (NaN too)."""
     as_bits(x).bitwise_and_(bits)
@@ -95,7 +100,7 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | Non
     scratch = scratch or Scratch()
     theta = scratch.like(weight, "theta").copy_(weight)
     theta.eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
-    zeros = theta.sum(dtype=torch.float32)
+    zeros = theta.sum(dtype=count_dtype(theta))
     theta.mul_(dormant).add_(weight)
     pruned = torch.bitwise_not(bits, out=scratch.like(bits, "pruned"))
     wait_(dormant.copy_(theta), pruned, scratch)

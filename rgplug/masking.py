@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rgplug import kernels
 from rgplug.errors import RgplugError
 from rgplug.fused import Fused, Shape
+from rgplug.gradients import GradientWatch
 from rgplug.layout import FilterLayout
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class MaskedWeight:
         rounded: torch.dtype | None = None,  # of dormant values, where they shall take less memory than the weight
     ):
         self.name = name
-        self.module = module
+        self._module = weakref.ref(module)  # weakly: networks are not kept alive by what is attached to them
         self.param = param
+        self.gradient = GradientWatch(param)  # since the work before the coming step was done
         self.layout = layout
         self.norm_dims = norm_dims  # weight norm divides by norms over these dims
         self.stored = stored
@@ -55,13 +57,26 @@ class MaskedWeight:
         self.scale: Tensor | None = None  # what |theta| is divided by (0-dim); None: units absolute
         self.scale_vectors: Tensor | None = None  # left singular vector of the power iteration, units: spectral
         self.optimizer: Any = None  # weak reference to the optimizer that last stepped the weight
+        self.continues = False  # whether that optimizer brought a state of its own to its first step
         self.steps = 0  # iterations in which the owning optimizer stepped
         self.fresh = True  # until its first step, or until a state is loaded
-        self.prepared: Any = None  # weak reference to the gradient that the before-step work was done on
+        self.waits = False  # for its first gradient: until then it is not known whether the weight trains
+        self.looked_at = False  # whether zeros were counted for the coming step
+        self.broken_off = False  # the optimizer's last step raised, and may have moved pruned entries
         self.threshold_grad: Tensor | None = None  # task gradient of the thresholds for the coming step, [filters]
+        self.removed: Tensor | None = None  # what the work before the step took from the gradient, if it may be needed
+        self.returning: Tensor | None = None  # old values that came back outside of a step, until the next one
 
     def __repr__(self) -> str:
         return f"MaskedWeight({self.name}, {tuple(self.param.shape)})"
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds the Parameter. Raises RgplugError once the network is gone."""
+        module = self._module()
+        if module is None:
+            raise RgplugError(f"the network of {self.name} does not exist any more; keep it as long as its controller")
+        return module
 
     @property
     def numel(self) -> int:
@@ -116,14 +131,40 @@ class MaskedWeight:
         """Share of the weight that is kept. Reads the device."""
         return self.mask.float().mean().item() if self.numel < 2**24 else self.mask.double().mean().item()
 
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the before-step work was done on the gradient that is there now; a new one says that it was not."""
-        return self.prepared is not None and self.prepared() is self.param.grad
+    def owned_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before each step: note who steps the weight, and whether a new optimizer goes on from an old state."""
+        if self.optimizer is None or self.optimizer() is not optimizer:
+            self.optimizer = weakref.ref(optimizer)
+            self.continues = bool(optimizer.state.get(self.param))
 
-    def set_prepared(self) -> None:
-        grad = self.param.grad
-        self.prepared = _nothing if grad is None else weakref.ref(grad)
+    def remember(self) -> None:
+        """Masks are about to change outside of a step: keep the pruned values until the next one (see `bring_back`)."""
+        if self.stored and self.returning is None:
+            self.returning = self.dormant.clone()
+
+    def bring_back(self) -> None:
+        """Old values that came back since the last step, and were overwritten with exact zeros since.
+
+        That is what a training script does that had an average swapped in while masks changed, and puts its own copy
+        of the weights back, with zeros where they were pruned.
+        """
+        if self.returning is not None:
+            old = self.returning.to(self.param)
+            lost = (self.data == 0) & (old != 0) & self.mask
+            self.data.copy_(torch.where(lost, old, self.data))
+            self.returning = None
+
+    def hide_broken_step(self) -> None:
+        """Zeros at pruned places again, after a step of the optimizer that raised."""
+        if self.broken_off:
+            kernels.keep_(self.data, self.bits())
+            self.broken_off = False
+
+    def stepped(self) -> None:
+        """The step is over: what was prepared for it is of no more use."""
+        self.gradient.forget()
+        self.removed = self.returning = None
+        self.looked_at = self.broken_off = False
 
     def follow(self) -> bool:
         """Move the dormant values to where the host has moved its Parameter (device, dtype); True if it had."""
@@ -261,7 +302,3 @@ class MaskedWeight:
 def _wait(store: Tensor, values: Tensor, mask: Tensor) -> None:
     """`store` becomes the dormant values where `mask` (bool) is False; one that is 0 in its dtype waits as -0."""
     kernels.wait_(store.copy_(values), kernels.bits_of_mask(mask, store.dtype).bitwise_not_())
-
-
-def _nothing() -> None:
-    """What a weak reference to no gradient answers."""

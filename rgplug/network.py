@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from rgplug import fused, kernels
 from rgplug.counts import Counts
 from rgplug.errors import RgplugError
+from rgplug.gradients import Change
 from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
-from rgplug.methods import Method, Step
+from rgplug.methods import Method, Rule, Step
 from rgplug.policy import Policy, TargetPolicy
 from rgplug.schedule import scheduled_density, steering_interval
+from rgplug.warn import warn
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+PATIENCE = 16  # iterations of a network by which every optimizer of its weights has stepped (lazy phases: every 16th)
 SAMPLES_PER_STEP, SAMPLES_PER_EPOCH = 2**16, 2**22  # entries that a target density is solved on
 
 
@@ -27,8 +29,10 @@ class Network:
 
     def __init__(self, label: str, module: nn.Module, weights: list[MaskedWeight], policy: Policy, method: Method):
         self.label = label
-        self.module = module
-        self.weights = weights
+        self._module = weakref.ref(module)
+        self.all_weights = list(weights)  # in the network's order
+        self.weights = weights  # those that are pruned: not what is set aside
+        self.aside: dict[str, str] = {}  # weight -> why it is not managed although its pattern is
         self.method = method
         self.recurrent = method.recurrent
         self.guard = method.guard
@@ -41,43 +45,161 @@ class Network:
         self.counts = Counts(weights)
         self.kernels = policy.kernels
         self._met = False  # the target density was met, and nothing has changed since
+        self._not_reset: set[str] = set()  # entries of optimizer states that were warned of
+        frozen = [w for w in weights if not w.param.requires_grad]
+        if len(frozen) == len(weights):  # a training script that switches gradients on for each phase, perhaps
+            for w in weights:
+                w.waits = True
         if method.prunes:
             self._load_loops()
             with torch.no_grad():
                 for w in weights:
                     method.attach(w)
-                method.begin(weights)
+        if 0 < len(frozen) < len(weights):
+            self.set_aside(frozen, "frozen: requires no gradient")
+        if method.prunes:
+            with torch.no_grad():
+                method.begin(self.weights)
                 self.counts.recount()
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise RgplugError(f"{self.label} does not exist any more; keep the network as long as its controller")
+        return module
 
     # ---- around a step -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def before_step(self, weights: Iterable[MaskedWeight], grad_scale: Tensor | None = None) -> None:
+    def before_step(
+        self, weights: Iterable[MaskedWeight], grad_scale: Tensor | None = None, *, early: bool = False
+    ) -> None:
         """Gradients of the thresholds from A = dL/d(theta * M), then the mask on A. Once per weight and step.
 
-        grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel).
+        grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel). early: called by the
+        training script, which may yet add to the gradients or clip them before it steps.
         """
-        seen = [w for w in weights if not w.is_prepared]
-        for w in seen:
+        changes = [(w, w.gradient.change()) for w in self.training(weights)]
+        seen = [(w, change) for w, change in changes if change != "none"]
+        if not seen:
+            return
+        for w, _ in seen:
             if w.follow():
                 self._follow(w)
+        loss = self.host_loss if early and self.host_loss is not None and self.host_loss.is_current else None
         zeros = self.counts.kept.new_empty(len(seen))  # in each weight
         scratch = kernels.Scratch()
-        for w, zero in zip(seen, zeros.unbind()):
-            w.set_prepared()
+        counted = []
+        for (w, change), zero in zip(seen, zeros.unbind()):
+            counted.append(change == "new" and (early or not w.looked_at))
+            self._look(w, change, zero, scratch, grad_scale, early)
+            w.gradient.mark(listen=early)
+        if loss is not None:
+            loss.keep()
+        if self.sparse and any(counted):
+            at = [i for i, c in enumerate(counted) if c]
+            self.counts.found([seen[i][0] for i in at], zeros if len(at) == len(seen) else zeros[at])
+
+    def _look(
+        self,
+        w: MaskedWeight,
+        change: Change,
+        zeros: Tensor,  # 0-dim, gets the zeros in the weight
+        scratch: kernels.Scratch,
+        grad_scale: Tensor | None,
+        early: bool,
+    ) -> None:
+        """One weight's share of `before_step`."""
+        grad = w.param.grad
+        if not self.sparse:
+            w.bring_back()
             w.threshold_grad = None
-            if not self.sparse:
-                continue
-            if w.fresh:
-                self.start(w)
-            grad = w.param.grad
-            if grad is not None and grad.is_sparse:
-                raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
-            self._before(w, grad, zero, scratch)
-            if grad_scale is not None and w.threshold_grad is not None:
-                w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
-        if self.sparse and seen:
-            self.counts.found(seen, zeros)
+            return
+        if grad is not None and grad.is_sparse:
+            raise RgplugError(f"{self.label}.{w.name} has a sparse gradient; exclude it in the policy")
+        if change == "written":  # clipped, or the like: nothing was added to it
+            w.looked_at = True
+            if grad is not None:
+                kernels.keep_(grad, kernels.bits_of_mask(w.mask, grad.dtype))
+            return
+        if change == "accumulated" and w.removed is not None and grad is not None:
+            grad.add_(w.removed)  # the whole gradient again
+        w.removed = w.threshold_grad = None
+        w.hide_broken_step()
+        w.bring_back()
+        if w.fresh:
+            self.start(w)
+        step = None if self.auxiliary else w.steps + 1
+        rule = self.method.gradient_rule(w, step)
+        looks = rule is None or rule.task_gradient or rule.full_weight_gradient
+        whole = grad.clone() if early and looks and grad is not None else None
+        self._before(w, grad, rule, zeros, scratch)
+        if whole is not None and grad is not None:
+            w.removed = whole.sub_(grad)
+        w.looked_at = True
+        if grad_scale is not None and w.threshold_grad is not None:
+            w.threshold_grad.div_(grad_scale.to(w.threshold_grad.device))
+
+    # ---- what trains -------------------------------------------------------------------------------------------------
+
+    def training(self, weights: Iterable[MaskedWeight]) -> list[MaskedWeight]:
+        """Those of the weights in an optimizer that train, as a gradient shows: masks go onto no others.
+
+        A weight that was frozen at attach is managed from its first gradient on. Where all were frozen then, the first
+        step with gradients tells which of them train, and initial masks are drawn for these.
+        """
+        given = list(weights)
+        for w in given:
+            if w.name in self.aside and w.param.grad is not None:
+                self._take_in(w)
+        waiting = [w for w in given if w.waits and w.name not in self.aside]
+        idle = [w for w in waiting if w.param.grad is None]
+        if len(idle) < len(waiting):
+            if idle:
+                self.set_aside(idle, "frozen: gets no gradient")
+                if self.method.prunes and all(w.fresh for w in self.weights):
+                    self.method.begin(self.weights)
+            for w in waiting:
+                w.waits = w.param.grad is None
+        return [w for w in given if w.name not in self.aside and not w.waits]
+
+    @torch.no_grad()
+    def set_aside(self, weights: list[MaskedWeight], why: str) -> None:
+        """These do not train: all of their values are back, and they count no more."""
+        for w in weights:
+            if w.stored and w.steps == 0 and not w.waits:
+                w.gather()
+                w.split(torch.zeros_like(w.param))
+            w.fresh = True
+            self.aside[w.name] = why
+        self._weights_changed()
+
+    def set_aside_unstepped(self) -> None:
+        """Weights that no optimizer has stepped while others of the network were: pretrained parts, as a rule."""
+        resting = [w for w in self.weights if w.steps == 0 and not w.waits]
+        if resting and len(resting) < len(self.weights):
+            self.set_aside(resting, "no optimizer steps it")
+            more = f" and {len(resting) - 1} more weights of {self.label}" if len(resting) > 1 else ""
+            warn(
+                f"no optimizer has stepped {self.label}.{resting[0].name}{more}: not managed any more, all values are "
+                f"back. To prune what is meant to train, give it to an optimizer; else exclude it (policy.networks."
+                f"{self.label}.exclude)"
+            )
+
+    def _take_in(self, w: MaskedWeight) -> None:
+        """A weight that was set aside trains after all."""
+        del self.aside[w.name]
+        w.waits = False
+        self._weights_changed()
+        self.method.join(w)
+
+    def _weights_changed(self) -> None:
+        self.weights = [w for w in self.all_weights if w.name not in self.aside]
+        self.counts = self.counts.over(self.weights)
+        self.method.units.restrict([w.name for w in self.weights])
+        if self.host_loss is not None:
+            self.host_loss.weights = self.weights
 
     @torch.no_grad()
     def start(self, w: MaskedWeight) -> None:
@@ -86,9 +208,10 @@ class Network:
         w.fresh = False
         self.counts.started(w)
 
-    def _before(self, w: MaskedWeight, grad: Tensor | None, zeros: Tensor, scratch: kernels.Scratch) -> None:
-        """One weight's share of `before_step`; `zeros` (0-dim) gets the zeros in the weight."""
-        rule = self.method.gradient_rule(w, None if self.auxiliary else w.steps + 1)
+    def _before(
+        self, w: MaskedWeight, grad: Tensor | None, rule: Rule | None, zeros: Tensor, scratch: kernels.Scratch
+    ) -> None:
+        """The method looks at the gradient, and the mask goes onto it; `zeros` (0-dim) gets the zeros in the weight."""
         loops = None if rule is None else w.fused(grad)
         if loops is not None and rule is not None:
             w.before(loops, grad, rule, zeros)
@@ -102,11 +225,12 @@ class Network:
     @torch.no_grad()
     def after_step(self, weights: list[MaskedWeight], step: Step) -> None:
         """Pruned entries exactly 0 again; thresholds step; masks are drawn anew."""
+        weights = [w for w in weights if w.name not in self.aside and not w.waits]
+        if not weights:
+            return
         for w in weights:
-            w.prepared = None
+            w.stepped()
             w.steps += not self.auxiliary
-            if step.optimizer is not None:
-                w.optimizer = weakref.ref(step.optimizer)
         self._met = False
         self.iteration = max(w.steps for w in self.weights)
         step.iteration, step.auxiliary = self.iteration, self.auxiliary
@@ -119,6 +243,8 @@ class Network:
                 raise
         if not self.auxiliary:
             self.counts.stepped(weights)
+            if self.iteration == PATIENCE:
+                self.set_aside_unstepped()
 
     def _draw_anew(self, weights: list[MaskedWeight], step: Step) -> None:
         """The method's update and new masks, in one pass over each weight unless theta is looked at in between."""
@@ -149,6 +275,8 @@ class Network:
         """Bring the density onto the schedule outside of a step, from (nearly) all entries."""
         keep = self.scheduled()
         if keep is not None and self.sparse and not self._met:
+            for w in self.weights:
+                w.remember()
             self._shift(keep, SAMPLES_PER_EPOCH)
             self._met = True
 
@@ -213,7 +341,7 @@ class Network:
             pruned = torch.maximum(pruned, torch.logical_not(w.mask).view(torch.int8).to(pruned.dtype))
         if w.norm_dims is not None:
             _keep_largest(w, w.norm_dims, pruned)
-        count = pruned.sum(dtype=torch.float32 if w.numel < 2**24 else torch.float64)
+        count = pruned.sum(dtype=kernels.count_dtype(pruned))
         keep = (count < limit).to(count.dtype)
         pruned.mul_(keep)
         self.method.on_guard(w, keep)
@@ -235,15 +363,25 @@ class Network:
                 )
 
     def _reset_moments(self, w: MaskedWeight, changed: Tensor) -> None:
-        """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0."""
+        """optimizer_state: reset. Moments of entries that were pruned or regrown at this step become 0.
+
+        Moments are the optimizer's tensors of the weight's shape, whatever they are called (exp_avg, square_avg, sum,
+        momentum_buffer, ...); step sizes (Rprop) are none.
+        """
         optimizer = w.optimizer() if w.optimizer is not None else None
-        if optimizer is None:
-            return
-        state = optimizer.state.get(w.param, {})
-        for key in _MOMENTS:
-            moment = state.get(key)
-            if isinstance(moment, Tensor) and moment.shape == changed.shape:
-                kernels.keep_(moment, kernels.bits_of_mask(torch.logical_not(changed), moment.dtype))
+        state = {} if optimizer is None else optimizer.state.get(w.param, {})
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.numel() == 1 != changed.numel() or "step" in key:
+                continue
+            if value.shape == changed.shape and value.is_floating_point():
+                kernels.keep_(value, kernels.bits_of_mask(torch.logical_not(changed), value.dtype))
+            elif key not in self._not_reset:
+                self._not_reset.add(key)
+                warn(
+                    f"optimizer_state: reset cannot reset {key!r} of {type(optimizer).__name__} ({value.dtype}, shape "
+                    f"{list(value.shape)}, {self.label}.{w.name} has {list(changed.shape)}); it stays as it is. Set "
+                    "optimizer_state: keep, or take an optimizer whose moments have the weight's shape"
+                )
 
     def _bring_along(self) -> None:
         """Follow the host's Parameters to another device or dtype."""
@@ -266,11 +404,19 @@ class Network:
             value = torch.zeros((), device=self.weights[0].param.device)
         return host_loss.counted(value)
 
+    def stop_listening(self) -> None:
+        """Take hooks off Parameters."""
+        for w in self.all_weights:
+            w.gradient.forget()
+        if self.host_loss is not None:
+            self.host_loss.stop_listening()
+
     def take_regularizer(self, weights: list[MaskedWeight], scale: Tensor | None) -> Tensor | float | None:
         """How often the regularizer counts at this step: 1 in hook mode, what the host's backward says otherwise."""
         if self.host_loss is None:
             return None if self.auxiliary else 1.0
-        return self.host_loss.take(weights, scale)
+        own = [w for w in weights if w.name not in self.aside]
+        return self.host_loss.take(own, scale) if own else None
 
     # ---- phases, numbers -------------------------------------------------------------------------------------------
 
@@ -279,6 +425,8 @@ class Network:
         """Every pruned weight comes back with its old value (augmented regeneration); gradients are not masked."""
         if not self.sparse:
             return
+        for w in self.weights:
+            w.remember()
         self._gather()
         for w in self.weights:
             before = w.mask.clone() if self.reset_moments else None
@@ -329,6 +477,11 @@ class Network:
         """Share of all managed weights that is kept. Reads the device."""
         return self.counts.density()
 
+    def notes(self) -> dict[str, str]:
+        """weight -> why it is not managed (yet), for those that the patterns name."""
+        waiting = {w.name: "waits for its first gradient" for w in self.weights if w.waits}
+        return waiting | {name: f"not managed: {why}" for name, why in self.aside.items()}
+
     def layer_density(self) -> dict[str, float]:
         return self.counts.layer_density()
 
@@ -348,14 +501,22 @@ class Network:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state whose names and shapes were checked."""
+        """Take over a state whose names and shapes were checked: what it manages is managed, all else set aside."""
+        managed, gone = state["weights"], "not managed when the state was saved"
+        self.set_aside([w for w in self.weights if w.name not in managed], gone)
+        for w in self.all_weights:
+            if w.name in managed:
+                self.aside.pop(w.name, None)
+                w.waits = False
+        self._weights_changed()
         for w in self.weights:
             own = state["weights"][w.name]
             w.steps = int(own["steps"])
-            w.prepared, w.threshold_grad, w.fresh = None, None, False
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"))
+            w.stepped()
+            w.threshold_grad, w.fresh = None, False
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         self.counts.load_state_dict(state["counters"])
 

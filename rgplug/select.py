@@ -155,9 +155,9 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
 
 
 def own_vectors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """The same for own Parameters of one dim that train: biases, gains."""
+    """The same for own Parameters of one dim: biases, gains."""
     for name, param in module._parameters.items():
-        if param is not None and not nn.parameter.is_lazy(param) and param.dim() == 1 and param.requires_grad:
+        if param is not None and not nn.parameter.is_lazy(param) and param.dim() == 1:
             yield name, param, True
 
 
@@ -233,7 +233,11 @@ def _layout(param: torch.Tensor, module: nn.Module, name: str, dim: int | None) 
     return FilterLayout(shape)
 
 
-def table(candidates: Mapping[str, list[Candidate]], densities: Mapping[str, Mapping[str, float]]) -> str:
+def table(
+    candidates: Mapping[str, list[Candidate]],
+    densities: Mapping[str, Mapping[str, float]],
+    notes: Mapping[str, Mapping[str, str]] | None = None,  # of weights that are not managed although they could be
+) -> str:
     """The attach report as text: each candidate, managed or skipped and why, shape, filter dim, density."""
     rows = [("network", "weight", "shape", "filter dim", "density", "")]
     for network, found in candidates.items():
@@ -243,7 +247,7 @@ def table(candidates: Mapping[str, list[Candidate]], densities: Mapping[str, Map
             )
             density = densities.get(network, {}).get(c.name)
             shape = "x".join(map(str, c.param.shape)) if not _lazy(c.param) else "?"
-            status = f"skipped: {c.reason}" if c.reason else "managed"
+            status = f"skipped: {c.reason}" if c.reason else (notes or {}).get(network, {}).get(c.name, "managed")
             rows.append((network, c.name, shape, dim, "" if density is None else f"{density:.4f}", status))
     widths = [max(len(r[i]) for r in rows) for i in range(6)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]

@@ -117,7 +117,10 @@ def fit(state: Mapping[str, Any], networks: Mapping[str, Network]) -> None:
         own = state["networks"].get(label, {}).get("weights")
         if own is None:
             raise RgplugError(f"the state holds {', '.join(state['networks']) or 'no network'}, and no {label}")
-        for w in net.weights:
+        undecided = {w.name for w in net.weights if w.waits} | set(net.aside)  # frozen until now
+        for w in net.all_weights:
+            if w.name in undecided and w.name not in own:
+                continue
             shape = list(w.param.shape)
             if w.name not in own:
                 held = ", ".join(f"{k} {list(v['mask'].shape)}" for k, v in list(own.items())[:3])
@@ -136,7 +139,7 @@ def fit(state: Mapping[str, Any], networks: Mapping[str, Network]) -> None:
         for key in ("sparse", "iteration", "counters"):
             if key not in state["networks"][label]:
                 raise RgplugError(f"the state of {label} has no {key!r}; it is damaged")
-        extra = sorted(set(own) - {w.name for w in net.weights})
+        extra = sorted(set(own) - {w.name for w in net.all_weights})
         if extra:
             raise RgplugError(
                 f"the state manages {label}.{extra[0]} (shape {list(own[extra[0]]['mask'].shape)}), which this policy "

@@ -259,6 +259,18 @@ class Units:
         """Whether units are larger than an entry, of different sizes perhaps."""
         return self.granularity in ("kernel", "filter")
 
+    def only(self, names: Sequence[str]) -> Units:
+        """The same units for some of the weights."""
+        parts = {name: self.parts[name] for name in names}
+        found = Units(self.granularity, parts, {name: of for name, of in self._channels.items() if name in parts})
+        found._weights = self._weights
+        return found
+
+    def restrict(self, names: Sequence[str]) -> None:
+        """Only these weights are managed from here on; `only` can still give units of the others."""
+        found = self.only(names)
+        self.blocks, self._block = found.blocks, found._block
+
     def bind(self, weights: Sequence[MaskedWeight]) -> None:
         """The weights that the names stand for."""
         self._weights = {w.name: w for w in weights}
@@ -311,8 +323,10 @@ class Units:
         weights = {
             name: {"shape": list(p.layout.shape), "dim": p.layout.dim, "groups": p.layout.groups, "inputs": p.inputs}
             for name, p in self.parts.items()
+            if name in self._block
         }
-        return {"granularity": self.granularity, "weights": weights, "channels": self._channels}
+        channels = {name: of for name, of in self._channels.items() if name in self._block}
+        return {"granularity": self.granularity, "weights": weights, "channels": channels}
 
     @staticmethod
     def from_dict(held: Mapping[str, Any]) -> Units:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from rgplug.controller import attached_networks
+from rgplug.controller import attached_networks, release
 
 
 @pytest.fixture(autouse=True)
 def detached_at_the_end() -> Iterator[None]:
     yield
-    for controller in {id(c): c for c in list(attached_networks.values())}.values():
-        controller.detach(finish="as-is")
+    for hooks in {id(h): h for h in list(attached_networks.values())}.values():
+        release(hooks)

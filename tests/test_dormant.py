@@ -11,6 +11,7 @@ from common import FIXED, Host, linear, managed_weight, set_grad, sgd
 from torch import nn
 
 import rgplug
+from rgplug import kernels
 from rgplug.errors import RgplugError
 
 # ---- the mask in the dormant values ------------------------------------------------------------------------------
@@ -231,3 +232,11 @@ def test_weights_that_are_no_wider_wait_as_they_are_and_loops_are_refused() -> N
     assert w.dormant.dtype == torch.bfloat16
     with pytest.raises(RgplugError, match=r"there are none for dormant: float16; set kernels: auto"):
         rgplug.attach(linear([[1.0, 0.05]]), policy={"kernels": "fused", "dormant": "float16"})
+
+
+def test_zeros_of_a_weight_with_more_entries_than_float32_can_count() -> None:
+    """A count that is off by a few would be taken for values that the host wrote."""
+    dormant = torch.zeros(2**12 + 1, 2**12 + 3)
+    weight = torch.zeros_like(dormant)
+    _, zeros = kernels.merge_(weight, dormant, kernels.bits_of_dormant(dormant))
+    assert int(zeros) == weight.numel()

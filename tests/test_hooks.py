@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,23 @@ from unittest import mock
 
 import pytest
 import torch
-from common import ADAM, RAMP, TASK, Host, different, linear, pruned_at, set_grad, sgd, snapshot, trajectory
+from common import (
+    ADAM,
+    FIXED,
+    RAMP,
+    TASK,
+    Host,
+    adam,
+    different,
+    linear,
+    pruned_at,
+    set_grad,
+    sgd,
+    snapshot,
+    trajectory,
+)
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import rgplug
 from rgplug.errors import RgplugError
@@ -166,6 +182,136 @@ def test_a_group_added_later() -> None:
     assert G[1].weight.tolist() == [[1], [0]]
 
 
+# ---- steps beside, inside and instead of others ------------------------------------------------------------------
+
+SPARSE = {"base": "sparse-uniform", "masks.density": 0.5}
+
+
+def pruned_non_zeros(rg: rgplug.Controller, label: str) -> int:
+    return sum(int(torch.count_nonzero(w.param[~w.mask])) for w in rg.weights(label))
+
+
+def test_two_threads_lose_no_step() -> None:
+    nets = {label: nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)) for label in ("G", "D")}
+    rg = rgplug.attach(nets["G"], nets["D"], {**FIXED, "kernels": "eager"})
+    started = threading.Barrier(2)
+
+    def train(net: nn.Module) -> None:
+        opt = adam(net)
+        started.wait()
+        for _ in range(100):
+            opt.zero_grad()
+            net(torch.ones(4, 8)).square().mean().backward()
+            opt.step()
+
+    threads = [threading.Thread(target=train, args=(net,)) for net in nets.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {label: net.iteration for label, net in rg.networks.items()} == {"G": 100, "D": 100}
+    assert pruned_non_zeros(rg, "G") == pruned_non_zeros(rg, "D") == 0
+
+
+def test_an_optimizer_stepped_inside_the_closure_of_another() -> None:
+    G, D = nn.Linear(8, 64), nn.Linear(64, 1)
+    rg = rgplug.attach(G, D, SPARSE)
+    opt_G, opt_D = adam(G), adam(D)
+
+    def closure() -> Tensor:
+        opt_D.zero_grad()
+        D(G(torch.randn(4, 8)).detach()).mean().backward()
+        opt_D.step()
+        opt_G.zero_grad()
+        loss = -D(G(torch.randn(4, 8))).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        opt_G.step(closure)
+    assert {label: net.iteration for label, net in rg.networks.items()} == {"G": 5, "D": 5}
+    assert pruned_non_zeros(rg, "D") == 0
+
+
+class Fails(torch.optim.SGD):
+    """A step that moves weights, and then raises."""
+
+    fail = False
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        return loss
+
+
+def broken_step(G: nn.Module, opt: torch.optim.Optimizer) -> weakref.ref[Tensor]:
+    large = torch.zeros(1000)
+    found = weakref.ref(large)
+    opt.zero_grad()
+    G(torch.ones(2, 8)).mean().backward()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        opt.step()
+    return found
+
+
+def test_a_step_that_raises_keeps_no_frame_alive() -> None:
+    G = nn.Linear(8, 8)
+    rgplug.attach(G, policy=SPARSE)
+    opt = Fails(G.parameters(), lr=1.0)
+    opt.fail = True
+    assert broken_step(G, opt)() is None
+
+
+def test_a_step_that_raises_leaves_the_learning_rate_as_it_was() -> None:
+    G = nn.Linear(8, 8)
+    rg = rgplug.attach(G, policy={"base": "re-gan", "cycle": {"warm_up": 0, "period": 1, "lr": 0.1}})
+    opt = Fails(G.parameters(), lr=1.0)
+    set_grad(G, 0.0)
+    opt.step()
+    opt.fail = True
+    broken_step(G, opt)  # a dense phase's, whose rate is a tenth
+    assert opt.state_dict()["param_groups"][0]["lr"] == 1.0
+    assert rg.networks["G"].iteration == 1
+
+
+def test_what_a_step_that_raised_wrote_at_pruned_places_is_not_taken_for_the_hosts() -> None:
+    """Momentum moves pruned entries, and the hook that undoes it does not run."""
+    G = nn.Linear(8, 8, bias=False)
+    opt = Fails(G.parameters(), lr=0.5, momentum=0.9)
+    rg = rgplug.attach(G, policy=FIXED)
+    for _ in range(2):
+        set_grad(G, 0.0)
+        opt.step()
+    (w,) = rg.weights("G")
+    waiting = w.dormant.clone()
+    opt.state[G.weight]["momentum_buffer"].fill_(1.0)
+    opt.fail = True
+    broken_step(G, opt)
+    opt.fail = False
+    set_grad(G, 0.0)
+    opt.step()
+    assert pruned_non_zeros(rg, "G") == 0
+    still = ~w.mask & (waiting != 0)
+    assert still.any()
+    assert torch.equal(w.dormant[still], waiting[still])
+
+
+def test_two_controllers_on_one_optimizer_leave_its_rate_alone() -> None:
+    G, D = nn.Linear(8, 8), nn.Linear(8, 8)
+    policy = {"base": "re-gan", "cycle": {"networks": ["G"], "warm_up": 0, "period": 1, "lr": 0.1}}
+    rgplug.attach(G, None, policy)
+    rgplug.attach(D, None, policy)
+    opt = torch.optim.SGD([*G.parameters(), *D.parameters()], lr=1.0)
+    rates = []
+    opt.register_step_pre_hook(lambda *_: rates.append(opt.param_groups[0]["lr"]))
+    for _ in range(4):
+        set_grad(G, 0.0), set_grad(D, 0.0)
+        opt.step()
+        assert opt.param_groups[0]["lr"] == 1.0
+    assert rates == [1.0, 0.1, 1.0, 0.1]  # sparse and dense phases in turns; a tenth once, not twice
+
+
 # ---- auxiliary steps ---------------------------------------------------------------------------------------------
 
 
@@ -236,6 +382,36 @@ def test_nothing_is_kept_alive_after_detach() -> None:
     del host, rg
     gc.collect()
     assert [a() for a in alive] == [None] * 4
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("policy", [TASK, "re-gan", "stu-gan", {"base": "adapt", "exploration": {"every": 2}}])
+def test_networks_without_detach_go_and_take_everything_along(explicit: bool, trained: bool, policy: Any) -> None:
+    hooks = _global_optimizer_pre_hooks
+    before = len(hooks)
+    alive = []
+    for _ in range(3):
+        host = Host()
+        rg = rgplug.attach(host.G, host.D, policy, optimizers=host.opt if explicit else None)
+        if trained:
+            host.run(1)
+        alive += [weakref.ref(x) for x in (host.G, host.D, host.opt["G"], rg, rg.hooks)]
+        del host, rg
+    gc.collect()
+    assert not any(a() for a in alive)
+    assert len(hooks) == before
+
+
+def test_pruning_goes_on_where_nobody_keeps_the_controller() -> None:
+    expected = trajectory()
+    host = Host()
+    nets = rgplug.attach(host.G, host.D, TASK).networks
+    gc.collect()
+    host.run(6)
+    for label, net in nets.items():
+        for w in net.weights:
+            assert torch.equal(w.mask, expected[f"{label}.{w.name}.mask"])
 
 
 def test_two_pairs_in_one_process_do_not_touch_each_other() -> None:

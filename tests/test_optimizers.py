@@ -42,6 +42,131 @@ def test_a_given_optimizer_is_the_only_one_that_is_heard() -> None:
     assert rg.weights("G")[0].steps == 1
 
 
+def test_a_given_optimizer_that_is_gone_is_replaced() -> None:
+    G = nn.Linear(8, 64)
+    opt = adam(G)
+    rg = rgplug.attach(G, policy={"method": "sparse", "masks": {"density": 0.5}}, optimizers=opt)
+    set_grad(G, 1.0)
+    opt.step()
+    opt = adam(G)  # a new stage
+    for _ in range(5):
+        set_grad(G, 1.0)
+        opt.step()
+    (w,) = rg.weights("G")
+    assert w.steps == 6
+    assert not G.weight[~w.mask].any()
+
+
+def test_a_given_optimizer_that_rests_while_another_steps_is_replaced_with_a_word() -> None:
+    """A scheduler, say, keeps the old one alive."""
+    G = nn.Linear(8, 64)
+    old, new = adam(G), adam(G)
+    rg = rgplug.attach(G, policy={"method": "sparse", "masks": {"density": 0.5}}, optimizers=[old])
+    set_grad(G, 1.0)
+    new.step()
+    with pytest.warns(UserWarning, match="was not among the `optimizers` given to attach"):
+        new.step()
+    (w,) = rg.weights("G")
+    assert w.steps == 1
+    assert not G.weight[~w.mask].any()
+
+
+# ---- thresholds follow the optimizer of their weights ------------------------------------------------------------
+
+
+def test_thresholds_follow_a_new_optimizer_in_class_and_rate() -> None:
+    G = nn.Linear(2, 2, bias=False)
+    rg = rgplug.attach(G, policy=RAMP)
+    first = adam(G, lr=1e-3)
+    for _ in range(3):
+        set_grad(G, 0.0)
+        first.step()
+    (w,) = rg.weights("G")
+    before = w.threshold.clone()
+    set_grad(G, 0.0)
+    sgd(G, 0.25).step()
+    # SGD: t + lr lambda exp(-t), without anything of Adam's
+    torch.testing.assert_close(w.threshold, before + 0.25 * torch.exp(-before))
+
+
+def test_thresholds_follow_their_weights_into_other_groups() -> None:
+    G = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    rg = rgplug.attach(G, policy=RAMP)
+    opt = sgd(G, 0.5)
+    for layer in G:
+        set_grad(layer, 0.0)
+    opt.step()
+    opt = torch.optim.SGD([{"params": G[0].parameters(), "lr": 0.25}, {"params": G[1].parameters(), "lr": 0.0}], lr=1.0)
+    before = [w.threshold.clone() for w in rg.weights("G")]
+    opt.step()
+    moved = [(w.threshold - t) for w, t in zip(rg.weights("G"), before, strict=True)]
+    torch.testing.assert_close(moved[0], 0.25 * torch.exp(-before[0]))
+    assert not moved[1].any()
+
+
+@pytest.mark.parametrize("brings_state", [True, False])
+def test_moments_of_thresholds_go_on_if_the_new_optimizer_brings_its_own(brings_state: bool) -> None:
+    G = nn.Linear(2, 2, bias=False)
+    rg = rgplug.attach(G, policy=RAMP)
+    first = adam(G)
+    for _ in range(3):
+        set_grad(G, 1.0)
+        first.step()
+    second = adam(G)
+    if brings_state:
+        second.load_state_dict(first.state_dict())
+    set_grad(G, 1.0)
+    second.step()
+    (w,) = rg.weights("G")
+    state = rg.networks["G"].method.state_of(w)  # type: ignore[attr-defined]
+    assert float(state["optimizer.step"]) == float(second.state[G.weight]["step"]) == (4 if brings_state else 1)
+
+
+# ---- optimizer_state: reset --------------------------------------------------------------------------------------
+
+MOMENTS = {
+    torch.optim.Adam: {"exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"square_avg"},
+    torch.optim.Adamax: {"exp_avg", "exp_inf"},
+    torch.optim.Adagrad: {"sum"},
+    torch.optim.Adadelta: {"square_avg", "acc_delta"},
+    torch.optim.NAdam: {"exp_avg", "exp_avg_sq"},
+    torch.optim.Rprop: {"prev"},
+}
+
+
+@pytest.mark.parametrize("cls", MOMENTS)
+def test_moments_of_every_optimizer_are_reset(cls: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    G = nn.Linear(32, 32, bias=False)
+    rg = rgplug.attach(G, None, {"base": "rigl", "masks": {"density": 0.5}, "exploration": {"every": 4, "end": 1000}})
+    opt = cls(G.parameters(), lr=1e-3)  # type: ignore[call-arg]
+    (w,) = rg.weights("G")
+    for _ in range(4):
+        before = w.mask.clone()
+        set_grad(G, torch.randn(32, 32))
+        opt.step()
+    new, gone = w.mask & ~before, before & ~w.mask
+    assert new.any()
+    for key in MOMENTS[cls]:
+        moment = opt.state[G.weight][key]
+        assert not moment[new].any()
+        assert not moment[gone].any()
+        assert moment[before & w.mask].any()
+    if cls is torch.optim.Rprop:  # a step size of 0 would never grow again
+        assert opt.state[G.weight]["step_size"].all()
+
+
+def test_moments_of_another_shape_are_named() -> None:
+    torch.manual_seed(0)
+    G = nn.Linear(32, 32, bias=False)
+    rgplug.attach(G, None, {"base": "rigl", "masks": {"density": 0.5}, "exploration": {"every": 2, "end": 1000}})
+    opt = torch.optim.Adafactor(G.parameters(), lr=1e-3)
+    set_grad(G, torch.randn(32, 32))
+    with pytest.warns(UserWarning, match=r"cannot reset 'row_var' of Adafactor"):
+        opt.step()
+
+
 def test_optimizers_of_other_networks_are_left_alone() -> None:
     G, other = linear([[1.0, 0.5]]), linear([[1.0, 0.02]])
     rg = rgplug.attach(G, policy=RAMP)

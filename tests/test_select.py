@@ -232,7 +232,8 @@ def test_vectors_by_choice() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Embedding(5, 4))
     net[2].bias.requires_grad_(False)
     assert managed(net) == ["0.weight"]
-    assert managed(net, vectors=True) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
+    # what is frozen is set aside later, once it is known what trains: see test_frozen.py
+    assert managed(net, vectors=True) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
     assert managed(net, vectors=True, exclude=("*.bias", "2")) == ["0.weight", "1.weight"]
 
 

@@ -59,6 +59,9 @@ class Method:
     def begin(self, weights: list[MaskedWeight]) -> None:
         """Once, when all weights of the network are there: masks to begin with, where the method has any."""
 
+    def join(self, weight: MaskedWeight) -> None:
+        """A weight that was left out of `begin` is managed from its coming step on; `start` follows."""
+
     def start(self, weight: MaskedWeight) -> None:
         """Before the weight's first step: units and the like anew, since hosts load and broadcast after attach."""
 

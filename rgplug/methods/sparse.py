@@ -75,6 +75,7 @@ class Sparse(Method):
         self._active: dict[str, int] = {}  # units that the block of a weight keeps
         self._scores: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
+        self._coming: dict[str, Tensor] = {}  # momentum with the gradient of the coming step
         self._first: dict[str, Tensor] = {}  # masks by magnitude of weights that have not started
         self._new: dict[str, Tensor] = {}
         self._random: dict[str, torch.Generator] = {}
@@ -83,23 +84,38 @@ class Sparse(Method):
         """Random masks are the same for the same seed, network and weight, on whatever device."""
         self._weights = weights
         for w in weights:
-            digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{w.name}".encode()).digest()
-            self._random[w.name] = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+            self._seed(w)
         masks = self._masks()
         for w in weights:
-            w.set_mask(masks[w.name].to(w.param.device))
-            if not self._by_magnitude:
-                w.forget()
+            if not w.waits:
+                w.set_mask(masks[w.name].to(w.param.device))
+            elif not self._by_magnitude:
+                self._first[w.name] = masks[w.name]
         self._count(self.units.blocks, masks)
 
+    def _seed(self, weight: MaskedWeight) -> None:
+        digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{weight.name}".encode()).digest()
+        self._random[weight.name] = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+
+    def join(self, weight: MaskedWeight) -> None:
+        """One layer by itself, at the network's density."""
+        self._seed(weight)
+        self._weights = sorted([*self._weights, weight], key=lambda w: w.name != weight.name)
+        policy = replace(self.masks, distribution="uniform", file=None)
+        own = self.units.only([weight.name])
+        masks = initial_masks(policy, self.network, self.density, [weight], own, self._random)
+        self._first[weight.name] = masks[weight.name]
+        self._count(own.blocks, masks)
+
     def start(self, weight: MaskedWeight) -> None:
-        """By magnitude: masks of the weights that the host has loaded by now, the same ones if it loaded none."""
-        if self._by_magnitude:
-            if weight.name not in self._first:
-                self._first = self._masks()
-                self._count(self.units.blocks, self._first)
-            weight.set_mask(self._first.pop(weight.name))
-            weight.forget()
+        """The mask of a weight that waited for its first gradient; by magnitude: masks of the weights that the host has
+        loaded by now, the same ones if it loaded none. Until here what is pruned can come back."""
+        if self._by_magnitude and weight.name not in self._first:
+            self._first = self._masks()
+            self._count(self.units.blocks, self._first)
+        if weight.name in self._first:
+            weight.set_mask(self._first.pop(weight.name).to(weight.param.device))
+        weight.forget()
 
     @property
     def _by_magnitude(self) -> bool:
@@ -138,11 +154,13 @@ class Sparse(Method):
         if p is None or p.grow != "momentum":
             return
         momentum = self._momentum.get(weight.name)
-        if momentum is None:
-            momentum = self._momentum[weight.name] = torch.zeros_like(grad)
-        momentum.mul_(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
+        before = torch.zeros_like(grad) if momentum is None else momentum
+        self._coming[weight.name] = before.mul(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        for w in weights:  # once a step, however often its gradient was made
+            if w.name in self._coming:
+                self._momentum[w.name] = self._coming.pop(w.name)
         if step.auxiliary or not any(self._explores(w.steps) or self._adjusts(w.steps) for w in weights):
             return
         arrived = list(self.units.arrived(weights))
@@ -245,6 +263,8 @@ class Sparse(Method):
         return state
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
+        if weight.fresh:
+            weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
         self._active[weight.name] = int(state["active"])
         self.density = float(state.get("density", self.density))
         if "random" in state:

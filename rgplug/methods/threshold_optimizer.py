@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,9 +29,15 @@ class _Flat:
     """Thresholds that step together: one flat tensor, views of it in each weight, one torch optimizer."""
 
     def __init__(
-        self, weights: list[MaskedWeight], optimizer_class: type, settings: dict[str, Any], state: dict[str, Any]
+        self,
+        weights: list[MaskedWeight],
+        host: torch.optim.Optimizer | None,
+        optimizer_class: type,
+        settings: dict[str, Any],
+        state: dict[str, Any],
     ):
         self.weights = weights
+        self._host = None if host is None else weakref.ref(host)
         sizes = [w.layout.filters for w in weights]
         self.flat = torch.cat([_threshold(w) for w in weights])
         for w, piece in zip(weights, self.flat.split(sizes)):
@@ -40,6 +47,15 @@ class _Flat:
         self.optimizer: torch.optim.Optimizer = optimizer_class([{"params": [self.flat], **settings}])
         if state:
             self.optimizer.state[self.flat] = state
+
+    def follows(self, host: torch.optim.Optimizer | None) -> bool:
+        """Whether it was made for this optimizer of the training script's."""
+        return (None if self._host is None else self._host()) is host
+
+    def is_one_group(self, groups: Mapping[int, dict[str, Any]]) -> bool:
+        """Whether its weights are in one param group still."""
+        first = groups.get(id(self.weights[0].param))
+        return all(groups.get(id(w.param)) is first for w in self.weights)
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         """The optimizer's state for one weight: its piece of every flat tensor, and the shared step count."""
@@ -118,8 +134,10 @@ class ThresholdOptimizer:
     ) -> list[_Flat]:
         names = {w.name for w in active}
         for flat in {id(self._flats[w.name]): self._flats[w.name] for w in active if w.name in self._flats}.values():
-            if any(w.name not in names for w in flat.weights):
+            if any(w.name not in names for w in flat.weights) or not flat.is_one_group(groups):
                 self._dissolve(flat)
+            if not flat.follows(host):
+                self._replace(flat, host)
         fresh: dict[Any, list[MaskedWeight]] = {}
         for w in active:
             if w.name not in self._flats:
@@ -132,6 +150,15 @@ class ThresholdOptimizer:
             flat = self._build(weights, host, groups)
             self._flats.update(dict.fromkeys((w.name for w in weights), flat))
         return list({id(self._flats[w.name]): self._flats[w.name] for w in active}.values())
+
+    def _replace(self, flat: _Flat, host: torch.optim.Optimizer | None) -> None:
+        """The training script has a new optimizer: thresholds follow it, with moments of their own only if it brought
+        its weights' moments along (its state was loaded)."""
+        self._dissolve(flat)
+        cls: type = torch.optim.Adam if host is None else _class_of(host)
+        for w in flat.weights:
+            if type(flat.optimizer) is not cls or not w.continues:
+                self._loaded.pop(w.name, None)
 
     def _build(
         self, weights: list[MaskedWeight], host: torch.optim.Optimizer | None, groups: Mapping[int, dict[str, Any]]
@@ -155,7 +182,7 @@ class ThresholdOptimizer:
                 "inherit it; give its weights a torch.optim.Adam or SGD"
             )
         try:
-            return _Flat(weights, cls, settings, state)
+            return _Flat(weights, host, cls, settings, state)
         except TypeError as error:
             raise RgplugError(
                 f"the thresholds of {self.network} cannot inherit the optimizer {cls.__name__} ({error}); "

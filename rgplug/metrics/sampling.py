@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,23 @@ class LatentSampler:
     """
 
     def __init__(self, generator: nn.Module, latent: Latent, seed: int = 0, extra: tuple[None, ...] = ()) -> None:
-        self.generator = unwrap(generator)
+        module = unwrap(generator)
+        self._generator: Callable[[], nn.Module | None] = lambda: module
         self.latent = latent
         self._extra = extra
         self._random = torch.Generator().manual_seed(seed)
+
+    @property
+    def generator(self) -> nn.Module:
+        module = self._generator()
+        if module is None:
+            raise RgplugError("the generator of this sampler does not exist any more")
+        return module
+
+    def weakened(self) -> LatentSampler:
+        """The sampler itself, which does not keep its generator alive from here on."""
+        self._generator = weakref.ref(self.generator)
+        return self
 
     def draw(self, n: int) -> Tensor:
         """The next n latents, with the generator's device and dtype."""

@@ -1,0 +1,220 @@
+"""What does not train is not managed: frozen pretrained parts, weights that no optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from common import adam, sgd
+from torch import nn
+
+import rgplug
+
+TARGET = {"base": "rg-gan", "threshold.units": "layer_std", "target": {"D": 0.3, "by": 5, "shape": "linear"}}
+METHODS: dict[str, Any] = {
+    "rg-gan": "rg-gan",
+    "target": TARGET,
+    "stu-gan": {"base": "stu-gan", "exploration": {"every": 3, "networks": ["G", "D"]}},
+    "re-gan": {"base": "re-gan", "cycle": {"networks": ["G", "D"], "warm_up": 2, "period": 3}},
+    "pf-uniform": {"base": "pf-uniform", "masks.density": {"G": 0.5, "D": 0.5}},
+    "filter": {"base": "sparse-uniform", "masks.density": 0.5, "granularity": {"D": "filter"}},
+}
+
+
+def trained(method: str) -> list[str]:
+    """Weights of D that train; the filters of its last layer are its output, and are not pruned as a whole."""
+    return ["2.weight"] if method == "filter" else ["2.weight", "5.weight"]
+
+
+def pair(frozen: bool = True) -> tuple[nn.Module, nn.Module]:
+    """D begins with a convolution that is not to be trained, as projected GANs have it."""
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(8, 3 * 64), nn.Unflatten(1, (3, 8, 8)))
+    D = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 1)
+    )
+    D[0].requires_grad_(not frozen)
+    return G, D
+
+
+def train(G: nn.Module, D: nn.Module, opt_G: Any, opt_D: Any, steps: int = 10) -> None:
+    for _ in range(steps):
+        opt_D.zero_grad()
+        (D(G(torch.randn(4, 8)).detach()).mean() - D(torch.rand(4, 3, 8, 8)).mean()).backward()
+        opt_D.step()
+        opt_G.zero_grad()
+        (-D(G(torch.randn(4, 8))).mean()).backward()
+        opt_G.step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("in_the_optimizer", [True, False])
+def test_a_frozen_part_is_neither_pruned_nor_counted(method: str, in_the_optimizer: bool) -> None:
+    G, D = pair()
+    before = D[0].weight.clone()
+    rg = rgplug.attach(G, D, METHODS[method])
+    given = D.parameters() if in_the_optimizer else [p for p in D.parameters() if p.requires_grad]
+    train(G, D, adam(G), torch.optim.Adam(given, 1e-3))
+    rg.end_epoch(1.0)
+    assert torch.equal(D[0].weight, before)
+    assert [w.name for w in rg.weights("D")] == trained(method)
+    kept = sum(int(w.mask.sum()) for w in rg.weights("D"))
+    assert rg.density("D") == pytest.approx(kept / sum(w.numel for w in rg.weights("D")))
+    (row,) = [line for line in str(rg).splitlines() if line.startswith("D ") and " 0.weight" in line]
+    assert "frozen" in row
+
+
+def test_a_density_is_that_of_what_trains() -> None:
+    G, D = pair()
+    rg = rgplug.attach(G, D, {"base": "sparse", "masks.density": {"G": 1.0, "D": 0.3}})
+    assert rg.density("D") == pytest.approx(0.3, abs=1e-3)
+    train(G, D, adam(G), adam(D), 2)
+    assert sum(int((w.param != 0).sum()) for w in rg.weights("D")) == round(0.3 * (16 * 16 * 9 + 576))
+
+
+class Phases:
+    """StyleGAN's way: everything is frozen at attach, and gradients are switched on for one network's phase only; parts
+    of D stay frozen in it."""
+
+    def __init__(self, policy: Any, resting: bool = True) -> None:
+        self.G, self.D = pair(frozen=False)
+        for net in (self.G, self.D):
+            net.requires_grad_(False)
+        self.backbone = self.D[0].weight.clone()
+        self.resting = resting
+        self.rg = rgplug.attach(self.G, self.D, policy)
+        self.opts = {"G": adam(self.G), "D": adam(self.D)}
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            for label, net in (("D", self.D), ("G", self.G)):
+                self.opts[label].zero_grad(set_to_none=True)
+                net.requires_grad_(True)
+                if self.resting:
+                    self.D[0].requires_grad_(False)
+                fake = self.D(self.G(torch.randn(4, 8))).mean()
+                (fake - self.D(torch.rand(4, 3, 8, 8)).mean() if label == "D" else -fake).backward()
+                net.requires_grad_(False)
+                self.opts[label].step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_frozen_at_attach_are_pruned_from_their_first_gradient_on(method: str) -> None:
+    host = Phases(METHODS[method])
+    assert all(not w.mask.logical_not().any() for w in host.rg.weights("D"))  # it is not known yet what trains
+    assert "waits for its first gradient" in str(host.rg)
+    host.run(8)
+    assert torch.equal(host.D[0].weight, host.backbone)
+    assert [w.name for w in host.rg.weights("D")] == trained(method)
+    assert host.rg.networks["G"].iteration == 8
+    if method not in ("rg-gan",):
+        assert host.rg.density("D") < 0.9
+    for w in host.rg.weights("D"):
+        assert not w.param[~w.mask].any()
+
+
+def test_masks_are_drawn_for_what_trains_alone() -> None:
+    host = Phases({"base": "sparse", "masks.density": {"G": 0.5, "D": 0.3}})
+    host.run(1)
+    assert host.rg.density("D") == pytest.approx(0.3, abs=1e-3)
+    assert host.rg.density("G") == pytest.approx(0.5, abs=1e-3)
+
+
+def test_without_a_frozen_part_masks_are_those_of_networks_that_were_not_frozen() -> None:
+    policy = {"base": "sparse", "masks.density": 0.3}
+    host = Phases(policy, resting=False)
+    host.run(1)
+    found = [w.mask for w in host.rg.weights("D")]
+    host.rg.detach()
+    G, D = pair(frozen=False)
+    rg = rgplug.attach(G, D, policy)
+    for mask, w in zip(found, rg.weights("D"), strict=True):
+        assert torch.equal(mask, w.mask)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_trains_later_is_managed_from_then_on(method: str) -> None:
+    G, D = pair()
+    rg = rgplug.attach(G, D, METHODS[method])
+    opts = adam(G), adam(D)
+    train(G, D, *opts, steps=5)
+    D[0].requires_grad_(True)
+    train(G, D, *opts, steps=5)
+    assert [w.name for w in rg.weights("D")] == ["0.weight", *trained(method)]
+    first = rg.weights("D")[0]
+    assert not first.param[~first.mask].any()
+    if method in ("stu-gan", "pf-uniform", "filter"):
+        assert first.density == pytest.approx({"stu-gan": 0.3}.get(method, 0.5), abs=0.07)
+    numel = sum(w.numel for w in rg.weights("D"))
+    assert rg.density("D") == pytest.approx(sum(int(w.mask.sum()) for w in rg.weights("D")) / numel)
+
+
+@pytest.mark.parametrize("method", ["stu-gan", "rg-gan", "filter"])
+def test_what_no_optimizer_steps_gets_its_values_back(method: str) -> None:
+    """It requires a gradient, so it was taken for a part that trains, and pruned at attach."""
+    G, D = pair(frozen=False)
+    before = D[0].weight.clone()
+    rg = rgplug.attach(G, D, METHODS[method])
+    opts = adam(G), torch.optim.Adam([*D[2].parameters(), *D[5].parameters()], 1e-3)
+    if method != "rg-gan":
+        assert not torch.equal(D[0].weight, before)
+    with pytest.warns(UserWarning, match=r"no optimizer has stepped D\.0\.weight: not managed any more"):
+        train(G, D, *opts, steps=20)
+    assert torch.equal(D[0].weight, before)
+    assert [w.name for w in rg.weights("D")] == trained(method)
+
+
+def test_vectors_of_networks_frozen_at_attach() -> None:
+    host = Phases({"base": "re-gan", "cycle": {"warm_up": 0, "networks": ["G"]}, "networks": {"G": {"vectors": True}}})
+    host.run(2)
+    assert [w.name for w in host.rg.weights("G")] == ["0.weight", "0.bias"]
+
+
+def test_the_regularizer_in_the_loss_where_a_frozen_part_has_an_optimizer_too() -> None:
+    _, D = pair()
+    policy = {"sparsity_weight": 1.0, "regularization": "loss", "threshold": {"task_gradient": False}}
+    rg = rgplug.attach(D, None, policy)
+    opts = [sgd(nn.ModuleList([D[0], D[2]]), 2**-10), sgd(D[5], 2**-10)]
+    D.zero_grad()
+    (D(torch.randn(4, 3, 8, 8)).mean() + rg.regularization_loss("G")).backward()
+    for opt in opts:
+        opt.step()
+    for w in rg.weights("G"):
+        assert w.threshold.tolist() == [2**-10] * w.layout.filters  # lr * lambda * exp(0)
+
+
+def test_a_resume_manages_what_was_managed(tmp_path: Any) -> None:
+    host = Phases(METHODS["stu-gan"])
+    host.run(4)
+    host.rg.save(tmp_path / "state.safetensors")
+    saved = [part.state_dict() for part in (host.G, host.D, *host.opts.values())]
+    torch.save(saved, tmp_path / "host.pt")
+    random = torch.get_rng_state()
+    host.run(5)
+    expected = [(w.name, w.theta, w.mask) for w in host.rg.weights("D")]
+    host.rg.detach()
+
+    again = Phases(METHODS["stu-gan"])
+    parts = (again.G, again.D, *again.opts.values())
+    for part, held in zip(parts, torch.load(tmp_path / "host.pt", weights_only=True), strict=True):
+        part.load_state_dict(held)
+    again.rg.load(tmp_path / "state.safetensors")
+    assert [w.name for w in again.rg.weights("D")] == ["2.weight", "5.weight"]
+    torch.set_rng_state(random)
+    again.run(5)
+    for (name, theta, mask), w in zip(expected, again.rg.weights("D"), strict=True):
+        assert name == w.name
+        assert torch.equal(w.theta, theta)
+        assert torch.equal(w.mask, mask)
+
+
+def test_one_optimizer_for_both_networks_and_a_part_without_any_gradient() -> None:
+    G, D = pair()
+    rg = rgplug.attach(G, D, METHODS["stu-gan"])
+    both = sgd(nn.ModuleList([G, D]), 1e-3)
+    for _ in range(3):
+        both.zero_grad()
+        D(G(torch.randn(4, 8))).mean().backward()
+        both.step()
+    assert [w.name for w in rg.weights("D")] == ["2.weight", "5.weight"]
