@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rgplug.methods.dense import Dense
 from rgplug.methods.learned_thresholds import LearnedThresholds
 from rgplug.methods.prune_grow import PruneGrow
 from rgplug.methods.sparse import Sparse
+from rgplug.modes import outside_inference
 from rgplug.network import Network
 from rgplug.policy import NetworkPolicy, Policy, from_environment
 from rgplug.snapshot import Start
@@ -28,6 +30,7 @@ from rgplug.units import Units
 from rgplug.wrappers import unwrap
 
 
+@outside_inference
 def attach(
     G: nn.Module,
     D: nn.Module | None = None,
@@ -56,30 +59,35 @@ def attach(
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
     _check_shared(candidates)
     _check_free(candidates)
-    # before the controller is complete
-    writes = policy.start is not None or policy.method == "sparse" or policy.granularity != "weight"
-    began = {
-        k: {n: t.clone() for n, t in select.named_tensors(m).items()} if writes else {} for k, m in modules.items()
-    }
-    try:
+    with ExitStack() as undo:  # what has been done so far, taken back if anything after it fails
+        undo.callback(_restore, _saved(modules, policy))
         controller = _controller(modules, candidates, policy, optimizers)
-    except BaseException:
-        with torch.no_grad():
-            for label, module in modules.items():
-                tensors = select.named_tensors(module)
-                for name, value in began[label].items():
-                    tensors[name].copy_(value)
-        raise
-    networks = controller.networks
-    for net in networks.values():
-        for w in net.all_weights:
-            layers.swap(w.module, w)
-        drawn = not any(w.waits for w in net.weights)
-        if drawn and net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
-            net.refresh_all()
+        undo.callback(controller.hooks.remove)
+        for net in controller.networks.values():
+            for w in net.all_weights:
+                undo.callback(layers.unswap, w.module)
+                layers.swap(w.module, w)
+            drawn = not any(w.waits for w in net.weights)
+            if drawn and net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
+                net.refresh_all()
+        controller.journal.open(policy)  # after all that can fail: others see it
+        undo.pop_all()
     for module in modules.values():
         attached_networks[unwrap(module)] = controller.hooks
     return controller
+
+
+def _saved(modules: Mapping[str, nn.Module], policy: Policy) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(tensor, copy of its values) for every tensor of the networks, where attach writes into them."""
+    writes = policy.start is not None or policy.method == "sparse" or policy.granularity != "weight"
+    if not writes and not (policy.method == "rg-gan" and policy.threshold.init > 0):
+        return []
+    return [(t, t.clone()) for m in modules.values() for t in select.named_tensors(m).values()]
+
+
+def _restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for tensor, values in saved:
+        tensor.copy_(values)
 
 
 def _controller(

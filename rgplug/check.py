@@ -19,6 +19,7 @@ from rgplug.errors import RgplugError
 from rgplug.layers import original_class
 from rgplug.metrics import default_sample_fn
 from rgplug.metrics.isolation import preserved_rng
+from rgplug.processes import alone
 from rgplug.wrappers import unwrap
 
 Inputs = tuple[Any, ...]
@@ -60,7 +61,7 @@ def check(
     guessed from G, and D gets G's output. Networks, optimizers and random state stay as they were. Raises RgplugError
     when nothing can be tried: networks that cannot be copied, or run.
     """
-    with preserved_rng(), warnings.catch_warnings():
+    with alone(), preserved_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _Trial(G, D, make_batch).run()
 

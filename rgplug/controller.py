@@ -25,18 +25,22 @@ from rgplug.first_steps import FirstSteps
 from rgplug.hooks import StepHooks
 from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
+from rgplug.meetings import Meetings
 from rgplug.methods import Step
 from rgplug.metrics import MetricValue
+from rgplug.modes import outside_inference
 from rgplug.monitor import Monitor
 from rgplug.network import Network
 from rgplug.observers import Snapshots, StartedOptimizers, copies
 from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank
+from rgplug.ranks import EqualRanks
 from rgplug.regeneration import AugmentedRegeneration
 from rgplug.state import fit
 from rgplug.weak import WeakModules
 
 Phase = Literal["sparse", "dense"]
+RECORDS_KEPT = 1000  # records of evaluations that a controller holds; policy.run_dir has all of them in a file
 
 
 class Controller:
@@ -54,12 +58,11 @@ class Controller:
     ):
         self.policy = policy
         self.networks = networks
-        self.journal = Journal(policy)
+        self.journal = Journal()
         self.candidates = candidates
         self.modules = dict(modules)
-        self.hooks = StepHooks(list(networks.values()), optimizers)
         self.accounting = Accounting(self.modules, networks, policy)
-        self.records: list[history.Record] = []
+        self.records: list[history.Record] = []  # the last RECORDS_KEPT; history.jsonl has all
         self.epoch = 0
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
@@ -69,10 +72,14 @@ class Controller:
         self._first_steps = FirstSteps(networks, policy)
         self.averages = {label: Averages(net) for label, net in networks.items()}
         self._balance = balance
+        self._meetings = Meetings()
+        self._ranks = EqualRanks(networks, self._meetings)
         held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
         started = None if start is None else StartedOptimizers(start, held)
-        observers = (started, self._snapshots, balance, self._first_steps)
+        # last: once hooks are there, a failure would have to take them away again
+        self.hooks = StepHooks(list(networks.values()), optimizers)
+        observers = (self._ranks, started, self._snapshots, balance, self._first_steps)
         self.hooks.observers += [o for o in observers if o is not None]
         self._attached = True
 
@@ -91,6 +98,7 @@ class Controller:
             )
         return net.regularization_loss(net.host_loss)
 
+    @outside_inference
     def mask_gradients(self, network: str | None = None) -> None:
         """Do the before-step work now, so that a norm the host clips or logs is that of the masked gradient.
 
@@ -115,6 +123,7 @@ class Controller:
             for net in nets:
                 net.auxiliary = False
 
+    @outside_inference
     def before_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call before their step, gradients unscaled."""
         net = self._network(network)
@@ -122,6 +131,7 @@ class Controller:
             observer.before_step(network, None)
         net.before_step(net.all_weights)
 
+    @outside_inference
     def after_step(self, network: str) -> None:
         """For optimizers that are no torch.optim.Optimizer: call after their step.
 
@@ -142,6 +152,7 @@ class Controller:
         if self._balance is not None:
             self._balance.observe(real, z)
 
+    @outside_inference
     def end_epoch(
         self,
         metric: float | Tensor | None = None,
@@ -168,6 +179,7 @@ class Controller:
             number = None if metric is None else float(metric)
         except (TypeError, ValueError):
             raise RgplugError(f"end_epoch got {metric!r} as the metric; give a number, or None") from None
+        self._meetings.meet("rg.end_epoch() without a metric" if self._measures(number) else "rg.end_epoch(...)")
         self.monitor.check_parameters()
         for net in self.networks.values():
             net.meet_target()
@@ -175,7 +187,7 @@ class Controller:
             self._know(ema)
         if number is not None and "G" in self.averages and self.averages["G"].measured_without_mask():
             self.monitor.warn_unmasked()
-        if number is None and self._evaluation is not None and self.epoch % self._evaluation.policy.every == 0:
+        if self._measures(number):
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
             number, metric_name = value.value, value.name
         self.epoch += 1
@@ -189,17 +201,20 @@ class Controller:
             self._enter("sparse" if self.regeneration.sparse else "dense")
         record = self.monitor.decided(measured, average, self.phase)
         self.records.append(record)
+        del self.records[:-RECORDS_KEPT]
         self.journal.write(self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save)
         if self._snapshots is not None:
             self._snapshots.evaluated()
         return record
 
+    @outside_inference
     def evaluate(self, *, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None) -> MetricValue:
         """Measure G (or `ema` under G's live mask) with the policy's metric; nothing is changed or decided."""
         if self._evaluation is None:
             raise RgplugError("the policy names no metric; set metric: {real: FOLDER}")
         if "G" not in self.networks:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
+        self._meetings.meet("rg.evaluate(...)")
         if ema is not None:
             self._know(ema)
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
@@ -210,12 +225,14 @@ class Controller:
             matched(ema, self.networks["G"])
         self.averages["G"].know(ema)
 
+    @outside_inference
     def synchronize(self) -> None:
         """Several processes: masks, thresholds, dormant values and units of the first rank, on every rank.
 
         Call it once the host has made its copies of the networks equal (DDP does at construction) and before the first
         step, if the ranks began with different weights. Every rank has to call it.
         """
+        self._meetings.meet("rg.synchronize()", patient=False)
         for net in self.networks.values():
             if net.method.prunes:
                 for w in net.weights:
@@ -225,7 +242,9 @@ class Controller:
                     broadcast_first(x for x in parts if x is not None)
                 c = net.counts
                 broadcast_first((c.kept, c.regrown, c.restored, c.pruned, c.written))
+                net.method.synchronized(net.weights)
 
+    @outside_inference
     def resume_phase(self) -> None:
         """Bring the networks into the phase that a loaded state has decided on, once the host has loaded its weights.
 
@@ -234,6 +253,7 @@ class Controller:
         if self.regeneration is not None:
             self._enter(self.phase)
 
+    @outside_inference
     def ema(self, average: Any, beta: float, network: str = "G") -> Any:
         """One update of a host's moving average that knows masks (SEMA, STU-GAN Eq. 5). Returns the average.
 
@@ -284,6 +304,7 @@ class Controller:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
+    @outside_inference
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs beside the host's own checkpoint; tensors, numbers and text only."""
         return {
@@ -297,6 +318,7 @@ class Controller:
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
         }
 
+    @outside_inference
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; nothing is changed unless all of it fits.
 
@@ -304,6 +326,7 @@ class Controller:
         """
         self._require_attached()
         fit(state, self.networks)
+        self._ranks.again()
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])
@@ -318,14 +341,17 @@ class Controller:
             self._balance.load_state_dict(state["balance"])
         self.records = []
 
+    @outside_inference
     def save(self, path: str | Path) -> None:
         """Write the state to a file that can be read without running code (safetensors, masks packed to bits)."""
         state.save(path, self.state_dict())
 
+    @outside_inference
     def load(self, path: str | Path) -> None:
         """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
         self.load_state_dict(state.load(path))
 
+    @outside_inference
     def snapshot(self, path: str | Path) -> None:
         """Write both networks as they are (a pruned weight as 0) and their optimizers' moments, for a run that starts
         from them: policy.start: {weights: path}."""
@@ -333,6 +359,7 @@ class Controller:
         units = {label: net.method.units for label, net in self.networks.items()}
         snapshot.save(Path(path), copies(self.modules), moments, units)
 
+    @outside_inference
     def export(
         self,
         path: str | Path | None = None,
@@ -375,6 +402,7 @@ class Controller:
         with self.averages[label].masked(network):
             yield network
 
+    @outside_inference
     def apply_masks(self, network: Any, label: str = "G") -> Any:
         """Write the live mask into a copy of a network: exact zeros where the original is pruned, for good. Returns it.
 
@@ -387,6 +415,7 @@ class Controller:
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
+    @outside_inference
     def detach(self, finish: Literal["sparse", "dense", "as-is"] | None = None) -> None:
         """Take the hooks and masked classes away. finish (default: the policy's): weights stay pruned ("sparse", zeros
         in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is")."""
@@ -406,6 +435,19 @@ class Controller:
         release(self.hooks)
         self.journal.close()
         self._attached = False
+
+    def __copy__(self) -> Controller:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
+        """A module that holds its controller (self.rg) can be copied: the copy refers to the same controller, which
+        prunes the original networks and not the copy's."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A module that holds its controller can be pickled, and loads where rgplug is not installed: with None in the
+        controller's place. `state_dict` and `save` are what a resume needs."""
+        return type(None), ()
 
     def __enter__(self) -> Controller:
         return self
@@ -434,6 +476,11 @@ class Controller:
     def _require_attached(self) -> None:
         if not self._attached:
             raise RgplugError("this controller was detached; attach again")
+
+    def _measures(self, number: float | None) -> bool:
+        """Whether `end_epoch` measures the metric itself at this evaluation."""
+        evaluation = self._evaluation
+        return number is None and evaluation is not None and self.epoch % evaluation.policy.every == 0
 
     def _enter(self, phase: str) -> None:
         assert self.policy.regeneration.augmented is not None

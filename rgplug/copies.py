@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 from rgplug.methods.averages import average_, sparse_average_
+from rgplug.modes import writable
 from rgplug.wrappers import plain_tensors, tensors_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ def _pruned_values(copied: Any, net: Network) -> Hidden:
 def _fill(copied: Any, hidden: Hidden, net: Network) -> None:
     tensors = tensors_of(copied, net.module) if hidden else {}
     for name, (pruned, _) in hidden.items():
-        tensors[name].detach().masked_fill_(pruned, 0)
+        tensor = tensors[name].detach()
+        with writable(tensor):
+            tensor.masked_fill_(pruned, 0)
 
 
 @torch.no_grad()
@@ -78,7 +81,8 @@ def show_hidden(copied: Any, hidden: Hidden, net: Network) -> None:
     for name, (pruned, values) in hidden.items():
         if name in tensors:
             tensor = tensors[name].detach()
-            tensor[pruned.to(tensor.device)] = values.to(tensor)
+            with writable(tensor):
+                tensor[pruned.to(tensor.device)] = values.to(tensor)
 
 
 @contextmanager
@@ -119,7 +123,8 @@ def update_average(average: Any, network: nn.Module, net: Network, beta: float) 
         if copies[name].data_ptr() in done:  # tied: it has moved already
             continue
         done.add(copies[name].data_ptr())
-        if name in masks:
-            sparse_average_(copies[name], value.detach(), masks[name].to(copies[name].device), beta)
-        else:
-            average_(copies[name], value.detach(), beta)
+        with writable(copies[name]):
+            if name in masks:
+                sparse_average_(copies[name], value.detach(), masks[name].to(copies[name].device), beta)
+            else:
+                average_(copies[name], value.detach(), beta)

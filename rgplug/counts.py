@@ -9,28 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug.devices import counter, widest
 from rgplug.masking import MaskedWeight
 
 _COUNTERS = ("kept", "regrown", "restored", "pruned", "written", "density_steps")
 
 
 class Counts:
-    """float64 [weights] each, on the device of the weights."""
+    """[weights] each, on the device of the weights: float64, or int64 where that does not exist (`devices.counter`)."""
 
     def __init__(self, weights: list[MaskedWeight]):
         self._weights = weights
         device = weights[0].param.device if weights else torch.device("cpu")
-        self.numel = torch.tensor([w.numel for w in weights], dtype=torch.float64, device=device)
+        self.numel = torch.tensor([w.numel for w in weights], dtype=counter(device), device=device)
         self.kept = self.numel.clone()
         self.regrown = torch.zeros_like(self.kept)  # pruned -> kept by the method's rule, summed over all steps
         self.restored = torch.zeros_like(self.kept)  # pruned -> kept, all at once: augmented regeneration
         self.pruned = torch.zeros_like(self.kept)  # kept -> pruned, summed over all steps
         self.written = torch.zeros_like(self.kept)  # non-zeros that the host wrote at pruned positions (adopted)
-        self.density_steps = torch.zeros_like(self.kept)  # density of each weight, summed over iterations
+        # density of each weight, summed over iterations
+        self.density_steps = torch.zeros_like(self.kept, dtype=widest(device))
 
     def over(self, weights: list[MaskedWeight]) -> Counts:
         """The same counters for these weights: those that were counted before go on."""
-        new = Counts(weights).to(self.kept.device)
+        new = Counts(weights)
+        new.follow(self.kept.device)
         place = {w.name: i for i, w in enumerate(self._weights)}
         for i, w in enumerate(weights):
             if w.name in place:
@@ -64,7 +67,7 @@ class Counts:
         self.kept.copy_(self.numel)
 
     def found(self, weights: list[MaskedWeight], zeros: Tensor) -> None:
-        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight, float64."""
+        """More non-zeros than kept entries: the host wrote at pruned positions. zeros: in each weight."""
         at = self._index(weights)
         self._add("written", at, self.numel[at].sub(zeros).sub_(self.kept[at]).clamp_min_(0))
 
@@ -83,20 +86,18 @@ class Counts:
 
     def follow(self, device: torch.device) -> None:
         """The weights have moved."""
-        self.to(device)
-
-    def to(self, device: torch.device) -> Counts:
-        for counter in ("numel", *_COUNTERS):
-            setattr(self, counter, getattr(self, counter).to(device))
-        return self
+        for name in ("numel", *_COUNTERS):
+            dtype = widest(device) if name == "density_steps" else counter(device)
+            setattr(self, name, getattr(self, name).to(device, dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {counter: getattr(self, counter).clone() for counter in _COUNTERS}
+        """float64 in every state file, so that it can be loaded on another device."""
+        return {name: getattr(self, name).to("cpu", torch.float64, copy=True) for name in _COUNTERS}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.restored.zero_()  # states from before it was counted apart have it in `regrown`
-        for counter, value in state.items():
-            getattr(self, counter).copy_(value)
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
 
     def _index(self, weights: list[MaskedWeight]) -> Any:
         """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""
@@ -104,8 +105,8 @@ class Counts:
             return ...
         return [self._weights.index(w) for w in weights]  # an optimizer may list them in an order of its own
 
-    def _add(self, counter: str, at: Any, value: Tensor) -> None:
-        held: Tensor = getattr(self, counter)
+    def _add(self, name: str, at: Any, value: Tensor) -> None:
+        held: Tensor = getattr(self, name)
         if at is ...:
             held.add_(value)
         else:

@@ -17,8 +17,17 @@ STATE = "rgplug.safetensors"
 class Journal:
     """The first rank writes; the others leave nothing."""
 
-    def __init__(self, policy: Policy):
-        self.loggers: list[Logger] = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
+    def __init__(self) -> None:
+        self.loggers: list[Logger] = []
+
+    def open(self, policy: Policy) -> None:
+        """Begin the runs of the loggers that the policy asks for; none is left open if one of them cannot be."""
+        try:
+            for name in policy.log if rank() == 0 else ():
+                self.loggers.append(open_logger(name, policy))
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, run_dir: str | None, record: Record, *, resumed: bool, save: Callable[[Path], None]) -> None:
         """Add a record. What an earlier run left in the folder is set aside at the first epoch; a run that was resumed
@@ -35,5 +44,5 @@ class Journal:
             logger.write(record)
 
     def close(self) -> None:
-        for logger in self.loggers:
-            logger.close()
+        while self.loggers:
+            self.loggers.pop().close()

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rgplug.devices import counter
+
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -82,7 +84,7 @@ def forget_(dormant: Tensor) -> Tensor:
 
 def count_dtype(x: Tensor) -> torch.dtype:
     """A dtype in which as many ones as x has entries can be summed up exactly; float32, which is faster, if it can."""
-    return torch.float32 if x.numel() <= 2**24 else torch.float64
+    return torch.float32 if x.numel() <= 2**24 else counter(x.device)
 
 
 def keep_(x: Tensor, bits: Tensor) -> Tensor:
@@ -101,7 +103,9 @@ def merge_(weight: Tensor, dormant: Tensor, bits: Tensor, scratch: Scratch | Non
     theta = scratch.like(weight, "theta").copy_(weight)
     theta.eq_(0)  # 1.0 where the host left the zero alone (in place: the result stays float)
     zeros = theta.sum(dtype=count_dtype(theta))
-    theta.mul_(dormant).add_(weight)
+    alone = scratch.like(bits, "alone").copy_(theta).neg_()  # the same as bits: a product would make NaN of 0 * inf
+    torch.bitwise_and(as_bits(dormant), alone, out=as_bits(theta))
+    as_bits(theta).bitwise_or_(torch.bitwise_and(as_bits(weight), alone.bitwise_not_(), out=alone))
     pruned = torch.bitwise_not(bits, out=scratch.like(bits, "pruned"))
     wait_(dormant.copy_(theta), pruned, scratch)
     return theta, zeros

@@ -129,7 +129,7 @@ class MaskedWeight:
     @property
     def density(self) -> float:
         """Share of the weight that is kept. Reads the device."""
-        return self.mask.float().mean().item() if self.numel < 2**24 else self.mask.double().mean().item()
+        return torch.count_nonzero(self.mask).item() / self.numel
 
     def owned_by(self, optimizer: torch.optim.Optimizer) -> None:
         """Called before each step: note who steps the weight, and whether a new optimizer goes on from an old state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -342,7 +343,7 @@ class Network:
         if w.norm_dims is not None:
             _keep_largest(w, w.norm_dims, pruned)
         count = pruned.sum(dtype=kernels.count_dtype(pruned))
-        keep = (count < limit).to(count.dtype)
+        keep = (count < math.ceil(limit)).to(count.dtype)
         pruned.mul_(keep)
         self.method.on_guard(w, keep)
         counts[0].copy_(count * keep)
@@ -442,6 +443,9 @@ class Network:
         if self.sparse or not self.method.prunes:
             return
         self.sparse = True
+        self._bring_along()
+        for w in self.weights:
+            self.method.wake(w)
         if self.scheduled() is None:
             self.refresh_all()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,11 @@ class StartedOptimizers(Observer):
 
     def __init__(self, start: snapshot.Start, modules: Mapping[str, nn.Module]):
         self._start, self._modules = start, modules
-        self._seen: set[int] = set()
+        self._seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
-        if optimizer is not None and id(optimizer) not in self._seen:
-            self._seen.add(id(optimizer))
+        if optimizer is not None and optimizer not in self._seen:
+            self._seen.add(optimizer)
             self._start.fill(optimizer, self._modules)
 
 
@@ -45,14 +46,14 @@ class Snapshots(Observer):
         self.policy, self._modules, self._networks = policy, modules, networks
         self._folder = Path(policy.folder)
         self._at_attach: dict[str, snapshot.Tensors] | None = copies(modules)
-        self._optimizers: dict[int, torch.optim.Optimizer] = {}  # kept: a host may be through with them at detach
+        self._optimizers = _Stepped()
         self._changed = False  # since trained.safetensors was written
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """The first step of all: weights are what the host begins with. Buffers are taken as they were at attach, as
         forward passes have moved them since, unless the host has loaded other weights after that."""
-        if optimizer is not None:
-            self._optimizers[id(optimizer)] = optimizer
+        if optimizer is not None and self.policy.optimizers:
+            self._optimizers.add(optimizer)
         began, self._at_attach = self._at_attach, None
         if began is None or any(net.iteration for net in self._networks.values()):
             return
@@ -77,13 +78,48 @@ class Snapshots(Observer):
             return
         self._changed = False
         modules = self._modules if self.policy.optimizers else {}
-        moments = {k: snapshot.moments_of(m, self._optimizers.values()) for k, m in modules.items()}
+        moments = {k: snapshot.moments_of(m, self._optimizers.alive()) for k, m in modules.items()}
         self._write("trained", copies(self._modules), moments)
+        self._optimizers.written()
 
     def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:
         if rank() == 0:
             units = {label: net.method.units for label, net in self._networks.items()}
             snapshot.save(self._folder / f"{name}.safetensors", pair, moments, units)
+
+
+class _Stepped:
+    """The optimizers whose moments a snapshot holds.
+
+    Those that stepped since the last snapshot are kept alive until the next one, since a training function may have
+    returned by the time of detach; one that another optimizer of the same parameters has replaced is not. All others
+    belong to the training script alone: once it lets go of them, their moments are in no later snapshot.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[torch.optim.Optimizer] = []
+        self._known: list[weakref.ref[torch.optim.Optimizer]] = []
+
+    def add(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to step. Cheap for one that has stepped since the last snapshot."""
+        if any(o is optimizer for o in self._recent):
+            return
+        own = _parameters_of(optimizer)
+        self._recent = [o for o in self._recent if not _parameters_of(o) <= own] + [optimizer]
+
+    def alive(self) -> list[torch.optim.Optimizer]:
+        """In the order of their steps: where two have moments of one parameter, those of the later one count."""
+        older = [o for ref in self._known if (o := ref()) is not None]
+        return [o for o in older if all(o is not r for r in self._recent)] + self._recent
+
+    def written(self) -> None:
+        """A snapshot holds their moments."""
+        self._known = [weakref.ref(o) for o in self.alive()]
+        self._recent = []
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def copies(modules: Mapping[str, nn.Module]) -> dict[str, snapshot.Tensors]:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_alone = 0  # how many `alone` blocks are open
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is done inside concerns this process only, whatever process group it belongs to: a dry run on copies."""
+    global _alone
+    _alone += 1
+    try:
+        yield
+    finally:
+        _alone -= 1
+
+
+def several() -> bool:
+    """Whether the ranks of a process group of more than one train together."""
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
@@ -15,7 +34,7 @@ def rank() -> int:
 
 def from_first_rank(value: float | None, device: torch.device) -> float | None:
     """The first rank's value on every rank; None stays None. Every rank has to call it."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not several():
         return value
     where = device if dist.get_backend() == "nccl" else torch.device("cpu")
     numbers = torch.tensor([value is not None, value or 0.0], dtype=torch.float64, device=where)
@@ -25,7 +44,7 @@ def from_first_rank(value: float | None, device: torch.device) -> float | None:
 
 def broadcast_first(tensors: Iterable[Tensor]) -> None:
     """Every tensor gets the first rank's values, in place. Every rank has to call it, with tensors of the same kind."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several():
         for x in tensors:
             shared = x.contiguous()
             dist.broadcast(shared.view(torch.uint8) if x.dtype is torch.bool else shared, 0)

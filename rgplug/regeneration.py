@@ -27,14 +27,14 @@ class AugmentedRegeneration:
     """
 
     policy: AugmentedPolicy
-    history: list[float] = field(default_factory=list)
+    history: list[float] = field(default_factory=list)  # as many values as there are weights, oldest first
     sparse: bool = True
     evaluations: int = 0  # in the present phase
 
     def decide(self, metric: float) -> float | None:
         """Take in a finite metric, set `sparse`, return the average it was compared with (None: too few values)."""
         before = list(self.history)
-        self.history.append(metric)
+        self.history = [*before, metric][-len(self.policy.weights) :]
         self.evaluations += 1
         average = weighted_average(self.history if self.policy.include_current else before, self.policy.weights)
         if average is None:
@@ -54,5 +54,5 @@ class AugmentedRegeneration:
         return {"history": list(self.history), "sparse": self.sparse, "evaluations": self.evaluations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [float(v) for v in state["history"]]
+        self.history = [float(v) for v in state["history"]][-len(self.policy.weights) :]
         self.sparse, self.evaluations = bool(state["sparse"]), int(state["evaluations"])

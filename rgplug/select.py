@@ -169,6 +169,8 @@ def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
         return "a buffer, not a Parameter (frozen by the host)"
     if not param.is_floating_point() or param.device.type == "meta":
         return f"{param.dtype} on {param.device}"
+    if param.numel() == 0:
+        return "has no entries"
     if isinstance(module, torch.jit.ScriptModule):
         return "inside a ScriptModule"
     if type(param.data) is not torch.Tensor:

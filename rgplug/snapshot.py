@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rgplug import state
+from rgplug.devices import optimizer_value
 from rgplug.errors import RgplugError
 from rgplug.select import misfit, named_parameters, named_tensors
 from rgplug.units import Units
@@ -144,15 +145,9 @@ class Start:
         """The saved moments into an optimizer that has none yet; what the host has loaded itself stays."""
         if optimizer.state:
             return
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for label, moments in self._moments.items():
             for name, param in named_parameters(modules[label]).items() if label in modules else ():
-                if name in moments and id(param) in own:
-                    optimizer.state[param] = {k: _like(k, v, param) for k, v in moments[name].items()}
-
-
-def _like(key: str, value: Any, param: Tensor) -> Any:
-    """A saved moment where torch.optim keeps it: `step` on the CPU, the rest with the parameter."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone() if key == "step" else value.to(device=param.device, copy=True)
+                if name in moments and id(param) in groups:
+                    group = groups[id(param)]
+                    optimizer.state[param] = {k: optimizer_value(k, v, param, group) for k, v in moments[name].items()}

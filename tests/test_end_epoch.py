@@ -259,3 +259,17 @@ def test_densities_that_drift_apart_are_said() -> None:
     _, rg = attached({"sparsity_weight": 0.0, "target": {"G": 0.2, "by": 0, "shape": "constant"}})
     with pytest.warns(UserWarning, match=r"drifted apart \(G 0\.20, D"):
         rg.end_epoch(1.0)
+
+
+def test_the_last_records_are_held_and_the_file_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rgplug.controller.RECORDS_KEPT", 3)
+    G = nn.Linear(2, 2)
+    rg = rgplug.attach(G, policy={"run_dir": str(tmp_path)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(7):
+            rg.end_epoch(1.0)
+    assert [record.epoch for record in rg.records] == [5, 6, 7]
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    rg.detach()

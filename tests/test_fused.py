@@ -327,3 +327,24 @@ def test_several_processes_compile_at_once(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_masked_weight_without_loops() -> None:
     param = nn.Parameter(torch.randn(3, 4))
     assert MaskedWeight("weight", nn.Linear(4, 3), param, FilterLayout((3, 4))).fused() is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernels", ["eager", "fused"])
+def test_infinite_dormant_values_stay_infinite(kernels: str) -> None:
+    """theta = [inf, inf, .5, 2], the first two pruned; the host writes 3 over the first. |inf| lies above .1: kept."""
+    net = nn.Linear(4, 1, bias=False)
+    policy = {"kernels": kernels, "sparsity_weight": 0.0, "threshold.task_gradient": False, "threshold.init": 0.1}
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0, 0.0, 0.5, 2.0]]))
+    rg = rgplug.attach(net, None, policy)
+    (w,) = rg.weights("G")
+    assert w.mask.tolist() == [[False, False, True, True]]
+    w.dormant[0, :2] = torch.inf
+    with torch.no_grad():
+        net.weight[0, 0] = 3.0
+    net.weight.grad = torch.full((1, 4), 0.25)
+    torch.optim.SGD(net.parameters(), 1.0).step()
+    assert w.theta.tolist() == [[3.0, torch.inf, 0.25, 1.75]]
+    assert net.weight.tolist() == [[3.0, torch.inf, 0.25, 1.75]]
+    assert w.mask.all()

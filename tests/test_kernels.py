@@ -118,3 +118,15 @@ def test_the_mask_lies_in_the_dormant_values(dtype: torch.dtype) -> None:
     kernels.forget_(dormant)
     assert torch.equal(kernels.mask_of(dormant), MASK)
     assert not dormant.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinite_dormant_values_come_back_as_they_are_and_give_way_to_what_is_written(dtype: torch.dtype) -> None:
+    """0 * inf is NaN: a product would spoil both the first entry, which the host wrote, and a kept zero beside it."""
+    mask = torch.tensor([False, False, False, True])
+    weight = torch.tensor([2.0, 0.0, -0.0, 0.0], dtype=dtype)
+    dormant = torch.tensor([INF, -INF, INF, 0.0], dtype=dtype)
+    theta, zeros = kernels.merge_(weight, dormant, bits(mask, dtype))
+    assert theta.tolist() == [2.0, -INF, INF, 0.0]
+    assert dormant.tolist() == [2.0, -INF, INF, 0.0]
+    assert zeros == 3

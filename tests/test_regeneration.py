@@ -90,3 +90,18 @@ def test_state() -> None:
     assert not other.sparse  # dwell: the dense phase is one evaluation old
     other.decide(1)
     assert other.sparse
+
+
+@pytest.mark.parametrize("include_current", [True, False])
+def test_only_the_values_that_a_decision_needs_are_kept(include_current: bool) -> None:
+    """The next decision is that of a rule which has kept everything: the oldest values have weights of their own."""
+    rule = AugmentedRegeneration(AugmentedPolicy(include_current=include_current))
+    rng, seen = random.Random(1), []
+    for _ in range(200):
+        seen.append(rng.uniform(0, 10))
+        average = rule.decide(seen[-1])
+        before = seen if include_current else seen[:-1]
+        assert average == weighted_average(before, rule.policy.weights)
+    assert rule.state_dict()["history"] == seen[-5:]
+    rule.load_state_dict({"history": seen, "sparse": True, "evaluations": 1})  # a state from before kept all
+    assert rule.history == seen[-5:]

@@ -252,3 +252,20 @@ def test_vectors_under_thresholds(units: str, kernels: str) -> None:
     assert bias.threshold.shape == (8,)
     assert torch.isfinite(net[0].bias).all()
     assert torch.equal(net[0].bias == 0, ~bias.mask)
+
+
+def test_a_layer_without_entries_is_a_row_with_a_reason() -> None:
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.classes = nn.Linear(5, 0)
+            self.fc = nn.Linear(8, 8)
+
+    assert reasons(Host()) == {"classes.weight": "has no entries", "fc.weight": ""}
+    assert reasons(Host(), include=("*", "classes.weight"))["classes.weight"] == "has no entries"
+    rg = rgplug.attach(Host(), policy="rg-gan")
+    assert rg.density("G") == 1.0
+    assert "has no entries" in rg.report()
+    rg.detach()

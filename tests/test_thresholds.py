@@ -160,3 +160,39 @@ def test_thresholds_of_biases_have_gradients_of_their_own(kernels: str) -> None:
     x = (theta.abs() - bias.threshold).abs()
     slope = torch.where(x <= 0.4, 2 - 4 * x, torch.where(x <= 1, 0.4, 0.0))
     assert torch.allclose(bias.threshold_grad, -grad * theta * slope)
+
+
+@pytest.mark.parametrize("dense_steps", [1, 20, 200])
+def test_spectral_units_catch_up_with_the_weight_after_a_dense_phase(dense_steps: int) -> None:
+    """The running vector stands still while the network trains dense; one power iteration from there is far off."""
+    torch.manual_seed(0)
+    G = nn.Linear(64, 64, bias=False)
+    augmented = {"window": 2, "weights": [0.5, 0.5], "include_current": True}
+    rg = rgplug.attach(
+        G,
+        policy={
+            "sparsity_weight": 1e-8,
+            "threshold.units": "spectral",
+            "regeneration": {"augmented": augmented},
+        },
+    )
+    (w,) = rg.weights("G")
+    optimizer = torch.optim.Adam(G.parameters(), 1e-2, (0.0, 0.9))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (G(torch.randn(32, 64)).square().mean() * torch.randn(())).backward()
+        optimizer.step()
+
+    step()
+    rg.end_epoch(1.0)
+    assert rg.end_epoch(5.0).phase == "dense"
+    with torch.no_grad():  # another matrix, as different as many steps make it
+        G.weight.copy_(torch.randn(64, 64).mul_(0.05) + torch.outer(torch.randn(64), torch.randn(64)).mul_(0.05))
+    for _ in range(dense_steps):
+        step()
+    assert rg.end_epoch(0.5).phase == "sparse"
+    exact = torch.linalg.matrix_norm(w.theta.double(), 2).item()
+    assert w.scale is not None
+    assert w.scale.item() == pytest.approx(exact, rel=1e-3)
+    rg.detach()

@@ -146,10 +146,10 @@ def contract(
 
 def read(mode: LabelMode, slot: Tensor, values: Tensor, factor: Tensor, by: str, images: Tensor | None = None) -> None:
     """Note what is read of the channels that a slot [channels] labels; see `Read`."""
-    low, high = values.amin(1).double().cpu(), values.amax(1).double().cpu()
+    low, high = values.amin(1).cpu().double(), values.amax(1).cpu().double()
     known = slot >= 0
     if bool(known.any()):
-        factor = factor.double().cpu()[known]
+        factor = factor.cpu().double()[known]
         labels = slot[known].long()
         steady = {} if images is None or len(images) < 2 else _steady(images, slot.long())
         mode.reads.append(Read(labels, low[known], high[known], factor, by, steady))

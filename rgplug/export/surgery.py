@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rgplug.devices import widest
 from rgplug.select import walk
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -226,7 +227,7 @@ def _hand_on(owners: Owners, name: str, dim: int, left: Mapping[int, float | Ten
     for i, value in left.items():
         tile = tile_of(value) if isinstance(value, Tensor) else torch.full((1, 1), value, dtype=torch.float64)
         if tile is not None:
-            tiles[i] = tile.double()
+            tiles[i] = tile.cpu().double()
         elif isinstance(value, Tensor):
             images[i] = value
     changed: list[tuple[str, int]] = []
@@ -245,8 +246,8 @@ def _hand_on(owners: Owners, name: str, dim: int, left: Mapping[int, float | Ten
         period = math.isqrt(number)
         index = torch.tensor(list(tiles), device=weight.device)
         factors = torch.stack([t.repeat(period // len(t), period // len(t)).flatten() for t in tiles.values()])
-        columns = weight.index_select(dim, index).double().movedim(dim, -1)
-        sums = (columns @ factors.to(weight.device)).movedim(-1, dim)
+        columns = weight.index_select(dim, index).to(widest(weight.device)).movedim(dim, -1)
+        sums = (columns @ factors.to(columns)).movedim(-1, dim)
         if number == 1 and (isinstance(layer, nn.Linear) or _uniform(layer)):
             add("bias", sums.reshape(len(sums), -1).sum(1), 0)
         else:

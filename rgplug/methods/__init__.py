@@ -101,6 +101,13 @@ class Method:
         """What the host's learning rate is multiplied with for iteration `step` of the network."""
         return 1.0
 
+    def wake(self, weight: MaskedWeight) -> None:
+        """The network returns from a dense phase, in which the method did not see its steps; all of the weight is live.
+        What follows the weight step by step has to catch up."""
+
+    def synchronized(self, weights: list[MaskedWeight]) -> None:
+        """Masks and thresholds of the network were copied from another rank."""
+
     def measure(self, weight: MaskedWeight) -> None:
         """Outside of a step: units and the like from theta (held in `weight.dormant`), before masks are drawn."""
 

@@ -17,6 +17,8 @@ from rgplug.methods.threshold_shift import threshold_of
 from rgplug.policy import Policy
 from rgplug.units import Units
 
+WARM_UP = 15  # power iterations that find the spectral norm of a weight; one a step then follows it
+
 
 class LearnedThresholds(Method):
     """One threshold per output filter, moved by the task's gradient through the mask and by lambda * sum exp(-t)."""
@@ -42,13 +44,20 @@ class LearnedThresholds(Method):
         p, dtype, theta = weight.param, threshold_of(weight).dtype, weight.theta
         weight.scale = None
         if self.measure_of == "spectral":
-            # a fixed start of the power iteration, so that two runs and two ranks agree; 15 iterations warm it up
+            # a fixed start of the power iteration, so that two runs and two ranks agree
             generator = torch.Generator().manual_seed(weight.layout.filters)
             left = torch.randn(self._rows(weight, theta).shape[0], generator=generator, dtype=dtype)
             weight.scale_vectors = torch.nn.functional.normalize(left, dim=0).to(p.device)
-            threshold.spectral_norm(self._rows(weight, theta).to(dtype), weight.scale_vectors, iterations=15)
+            threshold.spectral_norm(self._rows(weight, theta).to(dtype), weight.scale_vectors, iterations=WARM_UP)
         self._measure(weight, theta)
         self.masks.start(weight)
+
+    def wake(self, weight: MaskedWeight) -> None:
+        """The power iteration stood still in the dense phase and is warmed up again, from where it stood."""
+        if self.measure_of == "spectral":
+            assert weight.scale_vectors is not None
+            rows = self._rows(weight, weight.theta).to(threshold_of(weight).dtype)
+            threshold.spectral_norm(rows, weight.scale_vectors, iterations=WARM_UP)
 
     def follow(self, weight: MaskedWeight) -> None:
         """The host moved its network: thresholds and units go to the weight's device, in its precision."""

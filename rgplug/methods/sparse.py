@@ -130,6 +130,10 @@ class Sparse(Method):
             kept = block.kept({name: masks[name] for name in block.names})
             self._active |= dict.fromkeys(block.names, int(kept.sum()))
 
+    def synchronized(self, weights: list[MaskedWeight]) -> None:
+        """The first rank's masks may keep other numbers of units in each layer."""
+        self._count(self.units.blocks, {w.name: w.mask for w in weights})
+
     def follow(self, weight: MaskedWeight) -> None:
         if weight.name in self._momentum:
             self._momentum[weight.name] = self._momentum[weight.name].to(weight.param)

@@ -7,6 +7,7 @@ larger units is decided here whole, what may not come back and layers that would
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -197,8 +198,8 @@ class FilterMasks:
             rescued = torch.zeros_like(kept)
             for w in members:
                 of = block.of[w.name]
-                pruned = torch.count_nonzero(~kept[of]).double() * block.entries[w.name]
-                rescued[of] |= pruned >= (1 - self.policy.guard) * w.numel
+                pruned = torch.count_nonzero(~kept[of]) * block.entries[w.name]
+                rescued[of] |= pruned >= math.ceil((1 - self.policy.guard) * w.numel)  # integers: exact on every device
             kept |= rescued
             for w in members:
                 device, of = w.param.device, block.of[w.name]

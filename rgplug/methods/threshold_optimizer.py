@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug.devices import optimizer_value
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
 
@@ -170,12 +171,14 @@ class ThresholdOptimizer:
                 "give policy.threshold.optimizer: {lr: ...}"
             )
         states = [self._loaded.pop(w.name, {}) for w in weights]
+        first = _threshold(weights[0])
+        settings = self._settings(cls, groups.get(id(weights[0].param), {}), first)
         state = {}
-        for key, first in states[0].items():
-            joined = _is_flat(first, _threshold(weights[0]))
-            state[key] = torch.cat([s[key] for s in states]).to(_threshold(weights[0])) if joined else first
-        group = groups.get(id(weights[0].param), {})
-        settings = self._settings(cls, group, _threshold(weights[0]))
+        for key, value in states[0].items():
+            if _is_flat(value, first):
+                state[key] = torch.cat([s[key] for s in states]).to(first)
+            else:  # read from a file it is on the CPU, where a fused or capturable optimizer does not take it
+                state[key] = optimizer_value(key, value, first, settings)
         if cls.__name__ in _NOT_ELEMENTWISE:
             raise RgplugError(
                 f"{self.network}'s optimizer is {cls.__name__}, whose update is not elementwise, so thresholds cannot "

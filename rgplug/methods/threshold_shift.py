@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rgplug.devices import widest
 from rgplug.masking import MaskedWeight
 from rgplug.methods import threshold
 from rgplug.units import Filters, Kernels, Units
@@ -114,7 +115,7 @@ def shift_units(
         sizes.append(block.sizes(device).reshape(-1)[iteration % own :: own] * own)
         caps.append(_block_cap(block, margin, guard, slack))
     size = torch.cat(sizes)
-    excess = size.sum() - torch.round(keep * size.sum().double()).long()
+    excess = size.sum() - torch.round(keep * size.sum().to(widest(device))).long()
     amount = weighted_quantile(torch.cat(parts), size, excess, slack)
     for _ in range(2):
         amount = weighted_quantile(torch.cat(_capped(parts, caps, amount)), size, excess, slack)
@@ -128,7 +129,7 @@ def _block_cap(block: UnitBlock, margin: Tensor, guard: float, slack: Tensor) ->
     caps = []
     for own, sizes in block.layers(margin.device):
         numel = sizes.sum()
-        excess = torch.minimum(numel - torch.ceil(1.5 * guard * numel.double()).long(), numel - 1)
+        excess = torch.minimum(numel - torch.ceil(1.5 * guard * numel.to(widest(numel.device))).long(), numel - 1)
         caps.append(weighted_quantile(margin[own], sizes, excess, slack))
     return torch.stack(caps).amin()
 

@@ -109,6 +109,7 @@ class Evaluator:
         sizes = [min(self.batch, self.samples - i) for i in range(0, self.samples, self.batch)]
         with preserved_rng(self.seed + 7919 * parallel.rank()), torch.no_grad():
             rows, size, failure = self._sample_share(sample_fn, sizes)
+            parallel.meet("the evaluator")
             failures = parallel.gather(failure)
             if any(f == "" for f in failures) and not any(failures):
                 warnings.warn(f"{self.name} is NaN: the generator made images that are not finite", stacklevel=2)

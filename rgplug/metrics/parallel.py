@@ -8,12 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rgplug.meetings import Meetings
+
 T = TypeVar("T")
+_meetings = Meetings()
 
 
 def active() -> bool:
     """Whether a process group of more than one process is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def meet(call: str) -> None:
+    """Wait until every rank has come to this call; RgplugError, before anything hangs, names those that do not."""
+    _meetings.meet(call)
 
 
 def rank() -> int:
