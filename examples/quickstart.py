@@ -198,6 +198,7 @@ def main(argv=None):
     iteration = 0
     checkpoint = args.out / "checkpoint.pt"
     modules = {"G": G, "D": D, "G_ema": G_ema, "opt_G": opt_G, "opt_D": opt_D}
+    modules["rg"] = rg  # masks, thresholds, schedule and phase go into the checkpoint: --resume is exact
     if args.resume:
         iteration = load_checkpoint(checkpoint, device, modules)
 

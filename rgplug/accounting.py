@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rgplug import expected
 from rgplug.errors import RgplugError
 from rgplug.metrics import LayerMacs, layer_macs, training_flops_per_step
 from rgplug.metrics.sampling import example_inputs
@@ -118,6 +119,10 @@ class Accounting:
 
     def state_dict(self) -> dict[str, Any]:
         return {"shown": self._shown}
+
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state, as half a sentence; "" if nothing is."""
+        return expected.keys(state, {"shown": expected.optional(expected.whole())})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._shown = state["shown"]

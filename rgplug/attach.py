@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rgplug import layers, select
+from rgplug import coverage, layers, select
 from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
+from rgplug.empty_filters import Probe
 from rgplug.errors import RgplugError
 from rgplug.granularity import divide
 from rgplug.masking import ROUNDED, MaskedWeight
@@ -74,6 +75,8 @@ def attach(
         undo.pop_all()
     for module in modules.values():
         attached_networks[unwrap(module)] = controller.hooks
+    pruned = [label for label, net in controller.networks.items() if net.method.prunes]
+    coverage.announce(modules, candidates, pruned, {label: net.aside for label, net in controller.networks.items()})
     return controller
 
 
@@ -101,8 +104,9 @@ def _controller(
     if policy.start is not None:
         start = Start(policy.start.weights, policy.start.networks, policy.start.optimizers)
         start.load(modules)
-    ratio = None if policy.balance is None else BalanceRatio(policy.balance.window)
-    networks = {label: _network(label, modules, found, policy, ratio) for label, found in candidates.items()}
+    ratio = None if policy.balance is None else BalanceRatio(policy.balance.window, policy.balance.every)
+    probe = Probe(modules)
+    networks = {label: _network(label, modules, found, policy, ratio, probe) for label, found in candidates.items()}
     meter = None if ratio is None else BalanceMeter(policy, ratio, modules, networks)
     return Controller(networks, candidates, policy, _as_list(optimizers), modules, start, meter)
 
@@ -113,8 +117,10 @@ def _network(
     candidates: list[select.Candidate],
     policy: Policy,
     ratio: BalanceRatio | None,
+    probe: Probe,
 ) -> Network:
     prunes = _prunes(policy, label)
+    untried = probe.mark(label, candidates) if prunes else ""
     # a dense run that leaves snapshots says in them what the rounds of tickets after it prune as a whole
     matters = prunes or policy.snapshots is not None
     units, fixed = divide(policy.granularity_of(label) if matters else "weight", label, candidates, modules)
@@ -131,7 +137,9 @@ def _network(
                 MaskedWeight(c.name, c.module, c.param, c.layout, c.norm_dims, method.prunes, ROUNDED[policy.dormant])
             )
     units.bind(weights)
-    return Network(label, modules[label], weights, policy, method)
+    net = Network(label, modules[label], weights, policy, method)
+    net.untried = untried
+    return net
 
 
 def _prunes(policy: Policy, label: str) -> bool:

@@ -1,4 +1,4 @@
-"""Measuring the balance ratio (ADAPT) while a host trains."""
+"""Measuring the balance ratio (ADAPT) while a host trains, and adjusting D by it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rgplug import expected, kernels
 from rgplug.errors import RgplugError
 from rgplug.methods.balance import BalanceRatio, balance_ratio
+from rgplug.methods.sparse import Sparse
 from rgplug.metrics import default_sample_fn, open_source, pick_images
 from rgplug.metrics.isolation import preserved_buffers, preserved_rng
 from rgplug.observers import Observer
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class BalanceMeter(Observer):
-    """Measures the balance ratio around every n-th step of G; the networks do not notice."""
+    """Measures the balance ratio around every n-th step of G, unnoticed by the networks; adjusts D after G's step.
+
+    The ratio is that of the optimizer's step alone: it is measured before G's masks change (`stepped`). After that G
+    explores, and then D is adjusted (`after_step`), by the gradients of its last step before G's: the published order.
+    """
 
     def __init__(
         self, policy: Policy, ratio: BalanceRatio, modules: Mapping[str, nn.Module], networks: Mapping[str, Network]
@@ -34,7 +40,7 @@ class BalanceMeter(Observer):
         self.policy: BalancePolicy = policy.balance
         self.ratio = ratio
         self._modules = WeakModules(modules)
-        self._generator = networks["G"]
+        self._generator, self._discriminator = networks["G"], networks["D"]
         self._given: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
         where = policy.balance.real or (policy.metric.real if policy.metric is not None else None)
         self._source = None if where is None else open_source(where)
@@ -55,13 +61,35 @@ class BalanceMeter(Observer):
             images = self._images(z)
             self._under_way = (self._real(images), z, self._score((images, *z[1:])))
 
-    def after_step(self, network: str) -> None:
+    def stepped(self, network: str) -> None:
         if network != "G" or self._under_way is None:
             return
         (real, z, before), self._under_way = self._under_way, None
         with self._unnoticed():
+            self._mask_generator()
             after = self._score((self._images(z), *z[1:]))
             self.ratio.add(balance_ratio(self._score(real), before, after))
+
+    def after_step(self, network: str) -> None:
+        G, D = self._generator, self._discriminator
+        if network != "G" or G.auxiliary:
+            return
+        self.ratio.iteration = G.iteration
+        assert isinstance(D.method, Sparse)
+        if not self.ratio.due or not D.method.has_gradients:
+            return
+        self.ratio.adjusted = G.iteration // self.policy.every
+        mean = self.ratio.mean()
+        if mean is not None:
+            D.method.adjust_by(mean)
+            D.refresh_all()
+        D.method.forget_gradients()
+
+    def _mask_generator(self) -> None:
+        """The optimizer's momentum has moved pruned weights; they are 0 when G is called, as in any other forward."""
+        if self._generator.sparse:
+            for w in self._generator.weights:
+                kernels.keep_(w.data, w.bits())
 
     def _images(self, z: tuple[Any, ...]) -> Tensor:
         return pick_images(self._modules["G"](*z))
@@ -113,9 +141,25 @@ class BalanceMeter(Observer):
         sampler = None if self._sampler is None else self._sampler.get_state()
         return {**self.ratio.state_dict(), "random": self._random.get_state(), "sampler": sampler}
 
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state, as half a sentence; "" if nothing is."""
+        checks = {"values": self.ratio.misfit, "random": expected.generator}
+        # states from before adjustments were counted have no "adjusted"
+        checks["sampler"] = expected.optional(expected.generator)
+        wrong = expected.keys(state, checks, {"adjusted": expected.whole()})
+        if wrong or state["sampler"] is None:
+            return wrong
+        try:
+            self._sampler = self._sampler or default_sample_fn(self._modules["G"]).weakened()
+        except RgplugError as error:
+            return f"has a 'sampler' of latents, and here {error}"
+        return ""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.ratio.load_state_dict(dict(state))
-        self._random.set_state(state["random"])
-        if state["sampler"] is not None:
-            self._sampler = default_sample_fn(self._modules["G"]).weakened()
-            self._sampler.set_state(state["sampler"])
+        """Take over a state that `misfit` finds nothing wrong with."""
+        self.ratio.load_state_dict(dict(state), self._generator.iteration)
+        self._random.set_state(state["random"].cpu())
+        if state["sampler"] is None:
+            self._sampler = None
+        else:
+            self._sampler.set_state(state["sampler"].cpu())

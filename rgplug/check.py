@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from rgplug.attach import attach
 from rgplug.controller import Controller
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.layers import original_class
 from rgplug.metrics import default_sample_fn
 from rgplug.metrics.isolation import preserved_rng
+from rgplug.metrics.sampling import further_arguments
 from rgplug.processes import alone
 from rgplug.wrappers import unwrap
 
 Inputs = tuple[Any, ...]
+GIVE = "give make_batch, a function that returns (inputs of G, inputs of D), each a tuple where forward takes several"
 HALF = {"G": 0.5, "D": 0.5, "start": 0, "by": 0, "shape": "constant"}
 
 
@@ -78,7 +81,13 @@ class _Trial:
         g_inputs, d_inputs = self.batch if self.batch is not None else self._guess()
         self.inputs = {"G": _as_tuple(g_inputs), "D": _as_tuple(d_inputs)}
         # stock networks get a step as well: some cannot be copied after one, with or without rgplug
-        _steps(self.stock, self.inputs, {n: _adam(m) for n, m in self.stock.items()})
+        try:
+            _steps(self.stock, self.inputs, {n: _adam(m) for n, m in self.stock.items()})
+        except Exception as error:
+            inputs = "inputs that were guessed" if self.batch is None else "inputs that make_batch returned"
+            raise RgplugError(
+                f"{' and '.join(self.stock)} cannot be trained for one step on the {inputs} ({_line(error)}); {GIVE}"
+            ) from error
         self.rg = _attach(self.live)
         try:
             for name, trial in self._trials():
@@ -105,7 +114,7 @@ class _Trial:
         try:
             self.lines.append(Line(name, True, trial()))
         except Exception as error:
-            self.lines.append(Line(name, False, " ".join(f"{type(error).__name__}: {error}".split())))
+            self.lines.append(Line(name, False, _line(error)))
 
     # ---- what is tried ---------------------------------------------------------------------------------------------
 
@@ -210,20 +219,29 @@ class _Trial:
         copies = {}
         for n, module in self.source.items():
             try:
-                copies[n] = copy.deepcopy(module)
+                copies[n] = copy_network(module)
             except Exception as error:
                 raise RgplugError(
-                    f"{n} ({type(module).__name__}) cannot be copied for a dry run ({' '.join(str(error).split())}); "
-                    "call check before its first forward"
+                    f"{n} ({type(module).__name__}) cannot be copied for a dry run ({_line(error)}); check works on "
+                    "copies, attach does not need them: leave check out for this network"
                 ) from error
             copies[n].train().requires_grad_(True)
         return copies
 
     def _guess(self) -> tuple[Any, Any]:
-        sampler = default_sample_fn(self.stock["G"])
-        z = sampler.arguments(4)
-        images = sampler(4) if "D" in self.stock else None
-        return z, images
+        try:
+            sampler = default_sample_fn(self.stock["G"])
+            z = sampler.arguments(4)
+            if "D" not in self.stock:
+                return z, None
+            return z, (sampler(4), *further_arguments(self.stock["D"]))
+        except RgplugError as error:
+            why = str(error).rpartition(";")[0] or str(error)  # what to do is another thing here
+            raise RgplugError(f"check cannot guess what to call the networks with: {why}; {GIVE}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _attach(nets: dict[str, nn.Module]) -> Controller:

@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rgplug import history, layers, select, snapshot, state
+from rgplug import files, history, layers, select, snapshot, state
 from rgplug.accounting import Accounting
 from rgplug.averages import Averages
 from rgplug.balance_meter import BalanceMeter
+from rgplug.belonging import Belonging
 from rgplug.copies import hide_pruned, matched, update_average
+from rgplug.coverage import summary
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation
 from rgplug.export import bake, save_sparse
@@ -61,7 +63,8 @@ class Controller:
         self.journal = Journal()
         self.candidates = candidates
         self.modules = dict(modules)
-        self.accounting = Accounting(self.modules, networks, policy)
+        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
+        self.accounting = Accounting(held, networks, policy)
         self.records: list[history.Record] = []  # the last RECORDS_KEPT; history.jsonl has all
         self.epoch = 0
         augmented = policy.regeneration.augmented
@@ -74,13 +77,14 @@ class Controller:
         self._balance = balance
         self._meetings = Meetings()
         self._ranks = EqualRanks(networks, self._meetings)
-        held = WeakModules(self.modules)  # what listens to steps does not keep networks alive
         self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
         started = None if start is None else StartedOptimizers(start, held)
         # last: once hooks are there, a failure would have to take them away again
         self.hooks = StepHooks(list(networks.values()), optimizers)
         observers = (self._ranks, started, self._snapshots, balance, self._first_steps)
         self.hooks.observers += [o for o in observers if o is not None]
+        self._belonging: Belonging | None = None  # of a loaded state, until it is known whether it fits the weights
+        self._older: Path | None = None  # a file whose previous version was loaded in its place
         self._attached = True
 
     # ---- the host's loop -------------------------------------------------------------------------------------------
@@ -138,6 +142,8 @@ class Controller:
         Thresholds then need settings of their own: policy.threshold.optimizer: {lr: ...}.
         """
         net = self._network(network)
+        for observer in self.hooks.observers:
+            observer.stepped(network)
         net.after_step(net.weights, Step(regularizer=net.take_regularizer(net.weights, None)))
         for observer in self.hooks.observers:
             observer.after_step(network)
@@ -175,6 +181,7 @@ class Controller:
         first rank's value decides.
         """
         self._require_attached()
+        self._check_belonging()
         try:
             number = None if metric is None else float(metric)
         except (TypeError, ValueError):
@@ -214,9 +221,9 @@ class Controller:
             raise RgplugError("the policy names no metric; set metric: {real: FOLDER}")
         if "G" not in self.networks:
             raise RgplugError("G is left out of the policy, so rgplug cannot evaluate it; pass the host's value")
-        self._meetings.meet("rg.evaluate(...)")
         if ema is not None:
             self._know(ema)
+        self._meetings.meet("rg.evaluate(...)")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
 
     def _know(self, ema: Any) -> None:
@@ -250,6 +257,7 @@ class Controller:
 
         Needed where a state was saved with weights from before the decision; else it changes nothing.
         """
+        self._check_belonging()
         if self.regeneration is not None:
             self._enter(self.phase)
 
@@ -292,12 +300,16 @@ class Controller:
         return list(self._network(network).weights)
 
     def report(self) -> str:
-        """A table: each candidate, managed or skipped and why, shape, filter dim, density."""
+        """A table: each candidate, managed or skipped and why, shape, filter dim, density; and how much is managed."""
         densities = {name: net.layer_density() for name, net in self.networks.items()}
         aside = {name: net.notes() for name, net in self.networks.items()}
         table = select.table(self.candidates, densities, aside)
         total = " ".join(f"{n} {net.density():.4f}" for n, net in self.networks.items())
-        return f"{table}\n\nmethod {self.policy.method}, phase {self.phase}, density {total}"
+        share = summary(self.modules, self.candidates, {name: net.aside for name, net in self.networks.items()})
+        for name, net in self.networks.items():
+            if net.untried:
+                share += f"\nnot tried whether {name} can do with an empty filter: {net.untried}"
+        return f"{table}\n\n{share}\nmethod {self.policy.method}, phase {self.phase}, density {total}"
 
     def __str__(self) -> str:
         return self.report()
@@ -320,36 +332,68 @@ class Controller:
 
     @outside_inference
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; nothing is changed unless all of it fits.
+        """Take over a state. Raises RgplugError, with nothing changed, unless all of it fits.
 
-        The host loads its own checkpoint before or after.
+        The host loads its own checkpoint before or after. Whether the state was saved with those weights is looked up
+        at the first step at the latest, which warns if it was not.
         """
         self._require_attached()
-        fit(state, self.networks)
+        balance, regeneration = self._balance, self.regeneration
+        parts = {
+            "accounting": self.accounting.misfit,
+            "last_counts": self.monitor.misfit,
+            "last_restored": self.monitor.misfit_restored,
+            "regeneration": None if regeneration is None else regeneration.misfit,
+            "balance": None if balance is None else balance.misfit,
+        }
+        fit(state, self.policy, self.networks, parts)
+        self._forget_belonging()
         self._ranks.again()
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.epoch = int(state["epoch"])
-        if self.regeneration is not None and state["regeneration"] is not None:
-            self.regeneration.load_state_dict(state["regeneration"])
+        if regeneration is not None:
+            regeneration.load_state_dict(state["regeneration"])
         self.monitor.last_counts = {k: (int(v[0]), int(v[1])) for k, v in state["last_counts"].items()}
         self.monitor.last_restored = dict.fromkeys(self.networks, 0) | {
             k: int(v) for k, v in state.get("last_restored", {}).items()
         }
         self.accounting.load_state_dict(state["accounting"])
-        if self._balance is not None and state.get("balance") is not None:
-            self._balance.load_state_dict(state["balance"])
+        if balance is not None:
+            balance.load_state_dict(state["balance"])
         self.records = []
+        self._older = None
+        self._belonging = Belonging(self.networks, state["networks"])
+        if self._belonging.holds():
+            self._belonging = None
+        else:
+            self.hooks.observers.insert(0, self._belonging)
 
     @outside_inference
     def save(self, path: str | Path) -> None:
-        """Write the state to a file that can be read without running code (safetensors, masks packed to bits)."""
-        state.save(path, self.state_dict())
+        """Write the state to a file that can be read without running code (safetensors, masks packed to bits).
+
+        The file that was there stays beside it (rgplug.previous.safetensors). A host that keeps a checkpoint of its own
+        saves this file first, then its own: a run that is killed in between goes on from the previous one.
+        """
+        path = Path(path)
+        state.save(path, self.state_dict(), keep=self._older != path.absolute())
+        self._older = None
 
     @outside_inference
     def load(self, path: str | Path) -> None:
-        """Read a file that `save` wrote. Raises RgplugError for a damaged file or another network's."""
-        self.load_state_dict(state.load(path))
+        """Read a file that `save` wrote; where the host has loaded its checkpoint by now, and the file before this one
+        belongs to those weights, that one. Raises RgplugError for a damaged file or another network's."""
+        self._require_attached()
+        path = Path(path)
+        older = files.previous_of(path)
+        if older.is_file():
+            wanted = state.fingerprints(path)
+            if wanted != {} and not (wanted and self._fits_weights(path)) and self._fits_weights(older):
+                self.load_state_dict(state.load(older, self.networks))
+                self._older = path.absolute()
+                return
+        self.load_state_dict(state.load(path, self.networks))
 
     @outside_inference
     def snapshot(self, path: str | Path) -> None:
@@ -481,6 +525,25 @@ class Controller:
         """Whether `end_epoch` measures the metric itself at this evaluation."""
         evaluation = self._evaluation
         return number is None and evaluation is not None and self.epoch % evaluation.policy.every == 0
+
+    def _fits_weights(self, path: Path) -> bool:
+        """Whether a state file can be read and belongs to the weights that the networks have now."""
+        try:
+            found = state.load(path, self.networks)["networks"]
+            return all(net.belongs(found[k]) or net.would_belong(found[k]) for k, net in self.networks.items())
+        except (RgplugError, KeyError):
+            return False
+
+    def _check_belonging(self) -> None:
+        """Before anything of rgplug's changes weights after a state was loaded."""
+        if self._belonging is not None:
+            self._belonging.check()
+            self._forget_belonging()
+
+    def _forget_belonging(self) -> None:
+        if self._belonging is not None:
+            self.hooks.observers = [o for o in self.hooks.observers if o is not self._belonging]
+            self._belonging = None
 
     def _enter(self, phase: str) -> None:
         assert self.policy.regeneration.augmented is not None

@@ -69,9 +69,8 @@ def _pruned_values(copied: Any, net: Network) -> Hidden:
 def _fill(copied: Any, hidden: Hidden, net: Network) -> None:
     tensors = tensors_of(copied, net.module) if hidden else {}
     for name, (pruned, _) in hidden.items():
-        tensor = tensors[name].detach()
-        with writable(tensor):
-            tensor.masked_fill_(pruned, 0)
+        with writable(tensors[name]):
+            tensors[name].detach().masked_fill_(pruned, 0)
 
 
 @torch.no_grad()

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.devices import counter, widest
 from rgplug.masking import MaskedWeight
 
 _COUNTERS = ("kept", "regrown", "restored", "pruned", "written", "density_steps")
+# states have always had these; counters that came later are 0 where a state lacks them
+_ALWAYS = ("kept", "regrown", "pruned", "written", "density_steps")
 
 
 class Counts:
@@ -37,8 +40,8 @@ class Counts:
         place = {w.name: i for i, w in enumerate(self._weights)}
         for i, w in enumerate(weights):
             if w.name in place:
-                for counter in _COUNTERS:
-                    getattr(new, counter)[i] = getattr(self, counter)[place[w.name]]
+                for name in _COUNTERS:
+                    getattr(new, name)[i] = getattr(self, name)[place[w.name]]
         return new
 
     def recount(self) -> None:
@@ -94,10 +97,19 @@ class Counts:
         """float64 in every state file, so that it can be loaded on another device."""
         return {name: getattr(self, name).to("cpu", torch.float64, copy=True) for name in _COUNTERS}
 
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state for these weights, as half a sentence; "" if nothing is."""
+        check = expected.tensor(self.kept.shape, torch.float64, torch.float32, finite=True)
+        later = dict.fromkeys((c for c in _COUNTERS if c not in _ALWAYS), check)
+        wrong = expected.keys(state, dict.fromkeys(_ALWAYS, check), later)
+        if not wrong and bool(((state["kept"] < 0) | (state["kept"] > self.numel.to(state["kept"]))).any()):
+            wrong = "has a 'kept' that is not a number of each weight's entries"
+        return wrong
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.restored.zero_()  # states from before it was counted apart have it in `regrown`
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
+        for name in _COUNTERS:
+            held: Tensor = getattr(self, name)
+            held.copy_(state[name] if name in state else torch.zeros_like(held))
 
     def _index(self, weights: list[MaskedWeight]) -> Any:
         """Where these weights are in the counters; `...` for all of them, as nearly always: no copies, then."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rgplug import library
 from rgplug.errors import RgplugError
 from rgplug.metrics.cache import cache_dir
 
@@ -180,7 +181,7 @@ def load(dtype: torch.dtype) -> Fused | None:
         return None
     if dtype not in _loaded:
         try:
-            _loaded[dtype] = Fused(ctypes.CDLL(str(_compile(_REAL[dtype]))), dtype)
+            _loaded[dtype] = Fused(library.load(_compile(_REAL[dtype])), dtype)
         except (OSError, subprocess.SubprocessError, RgplugError) as error:
             _loaded[dtype] = str(error).strip().splitlines()[0]
     found = _loaded[dtype]
@@ -200,27 +201,19 @@ def _compile(real: str) -> Path:
         raise RgplugError("no C compiler was found (cc, gcc, clang or $CC)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
     key = repr([SOURCE.read_text(), real, _FLAGS, _VARIANTS, version, _processor()])
-    folder = cache_dir()
-    path = folder / f"fused-{real}-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.so"
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:  # compiled anew in each process, then
-        folder = Path(tempfile.mkdtemp(prefix="rgplug-"))
-        path = folder / path.name
+    name = f"fused-{real}-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}"
+    folder = library.folder(cache_dir())
+    found = library.find(folder, name)
+    if found is not None:
+        return found
     complaint = ""
     for variant in _VARIANTS:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
-            out = Path(building) / path.name
+        with tempfile.TemporaryDirectory(prefix="rgplug-building-") as building:
+            out = Path(building) / f"{name}.so"
             command = [compiler, *_FLAGS, *variant, f"-DREAL={real}", str(SOURCE), "-o", str(out)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode == 0:
-                os.replace(out, path)
-                return path
+                return library.store(folder, name, out)
             complaint = complaint or done.stderr
     raise RgplugError(f"{compiler} could not compile them: {complaint.strip() or 'no reason given'}")
 

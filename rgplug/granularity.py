@@ -16,6 +16,7 @@ from rgplug.units import Geometry, Units
 from rgplug.wrappers import unwrap
 
 BATCH = 2  # images of the forward that a network is traced with
+NORMED = "each of its filters is divided by the filter's own norm, so none can be empty"
 
 
 def divide(
@@ -23,18 +24,19 @@ def divide(
 ) -> tuple[Units, dict[str, str]]:
     """The units of a network's managed weights, and why some of these cannot be managed under the granularity.
 
-    For `filter` the network is run once, to see which filters are tied. Raises RgplugError for weights that have no
+    For `filter` the network is run once, to see which filters are tied; filters that are divided by their own norms
+    stay. Raises RgplugError for weights that have no
     such units, and for a network that cannot be traced.
     """
     managed = {c.name: c for c in candidates if not c.reason}
     fixed: dict[str, str] = {}
     of = None
     if granularity == "filter":
-        _check_norms(label, managed)
         layouts = {name: layout for name, c in managed.items() if (layout := c.layout) is not None}
         channels = _channels(label, modules, layouts)
         fixed = {name: channels.fixed.get(name, "the trace does not meet it") for name in managed}
         fixed = {name: why for name, why in fixed.items() if name not in channels.of}
+        fixed |= {name: NORMED for name, c in managed.items() if _is_normed(c)}
         of = {name: channels.of[name] for name in managed if name not in fixed}
         managed = {name: c for name, c in managed.items() if name not in fixed}
         if not managed:
@@ -63,13 +65,9 @@ def _channels(label: str, modules: Mapping[str, nn.Module], layouts: Mapping[str
         ) from error
 
 
-def _check_norms(label: str, managed: Mapping[str, Candidate]) -> None:
-    for name, c in managed.items():
-        if c.norm_dims is not None:
-            raise RgplugError(
-                f"{label}.{name} is under weight norm, which divides by the norm of each filter, so no filter can go; "
-                f"set granularity: {{{label}: kernel}} or weight, or networks: {{{label}: {{exclude: [{name}]}}}}"
-            )
+def _is_normed(c: Candidate) -> bool:
+    """Whether each filter, or a part of it, is divided by its own norm: weight norm, or one of the network's own."""
+    return c.norm_dims is not None and c.layout is not None and c.layout.dim not in c.norm_dims
 
 
 def _check_inputs(granularity: str, label: str, managed: Mapping[str, Candidate]) -> None:

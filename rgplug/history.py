@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rgplug import files
 from rgplug.errors import RgplugError
 
 HISTORY = "history.jsonl"
@@ -62,10 +63,44 @@ class Record:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a record to a history file as one line, written in one call."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(record.to_json() + "\n")
+    """Add a record to a history file as one line. What a kill or a full disk has left of a line before it is taken out
+    first. Raises RgplugError, with the file as it was, where the line cannot be written."""
+    line = (record.to_json() + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        _mend_last_line(path)
+        with path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, before)
+                raise
+        if is_new:
+            files.force(path.parent)
+    except OSError as error:
+        raise RgplugError(
+            f"the record of epoch {record.epoch} could not be added to {path}: {error}; the records before it are "
+            "untouched, so make room and resume"
+        ) from error
+
+
+def _mend_last_line(path: Path) -> None:
+    """A last line without its end gets one if it is whole, and goes if it is not."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+    whole, _, last = path.read_bytes().rpartition(b"\n")
+    lines = whole + b"\n" if whole else b""
+    if _epoch(last.decode("utf-8", "replace")) is not None:
+        lines += last + b"\n"
+    files.write_whole(path, lambda partial: partial.write_bytes(lines))
 
 
 def read_history(history: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> list[Line]:
@@ -111,15 +146,21 @@ def history_of(folder: Path) -> list[Line]:
         raise RgplugError(f"{detail.rstrip('.')}; remove or restore that line") from None
 
 
-def set_aside(folder: Path, names: tuple[str, ...]) -> None:
-    """Rename what an earlier run left in the folder (history.jsonl -> history-1.jsonl), so that nothing is lost."""
+def set_aside(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Rename what an earlier run left in the folder (history.jsonl -> history-1.jsonl), so that nothing is lost.
+
+    Returns the old name -> the new name of each file that was there.
+    """
+    renamed: dict[str, str] = {}
     if any((folder / name).exists() for name in names):
         number = 1
         while any(_numbered(folder / name, number).exists() for name in names):
             number += 1
         for name in names:
             if (folder / name).exists():
-                (folder / name).rename(_numbered(folder / name, number))
+                files.rename(folder / name, _numbered(folder / name, number))
+                renamed[name] = _numbered(folder / name, number).name
+    return renamed
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -129,14 +170,16 @@ def _numbered(path: Path, number: int) -> Path:
 def truncate(path: Path, last_epoch: int) -> None:
     """Drop the records after `last_epoch`: a resumed run writes them again. A line cut off by a kill goes too."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if (_epoch(line) or math.inf) <= last_epoch]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if (_epoch(line) or math.inf) <= last_epoch]
+        if kept != lines:
+            files.write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _epoch(line: str) -> int | None:
     try:
         return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

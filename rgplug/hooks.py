@@ -149,6 +149,8 @@ class StepHooks:
         self._under_way.remove(running)
         self._restore_lr(running)
         for net, weights, groups in _by_network(running.rows):
+            for observer in self.observers:
+                observer.stepped(net.label)
             scale = None if net.host_loss is None else _loss_scale(optimizer)
             step = Step(
                 optimizer=optimizer,

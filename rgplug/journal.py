@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rgplug import history
+from rgplug import files, history
 from rgplug.history import HISTORY, Record
 from rgplug.logs import Logger, open_logger
 from rgplug.policy import Policy
 from rgplug.processes import rank
+from rgplug.warn import warn as warn
 
 STATE = "rgplug.safetensors"
 
@@ -35,13 +36,24 @@ class Journal:
         if run_dir is not None and rank() == 0:
             folder = Path(run_dir)
             if record.epoch == 1:
-                history.set_aside(folder, (HISTORY, STATE))
+                self._set_aside(folder)
             elif resumed:
                 history.truncate(folder / HISTORY, record.epoch - 1)
             history.append(folder / HISTORY, record)
             save(folder / STATE)
         for logger in self.loggers:
             logger.write(record)
+
+    @staticmethod
+    def _set_aside(folder: Path) -> None:
+        """A run from the beginning in a folder where another one has been: perhaps its state was to be loaded."""
+        renamed = history.set_aside(folder, (HISTORY, STATE, files.previous_of(Path(STATE)).name))
+        if renamed:
+            kept = ", ".join(f"{old} as {new}" for old, new in renamed.items())
+            warn(
+                f"{folder} holds an earlier run, and this one began anew: kept are {kept}. If the earlier one was to "
+                "go on, load its state (rg.load, rg.load_state_dict) before the first step"
+            )
 
     def close(self) -> None:
         while self.loggers:

@@ -36,6 +36,12 @@ class FilterLayout:
             return per_filter.view([-1 if d == self.dim else 1 for d in range(len(self.shape))])
         return per_filter.view([self.groups, 1, self.shape[1]] + [1] * (len(self.shape) - 2))
 
+    def filter(self, x: Tensor, index: int) -> Tensor:
+        """The entries of one output filter: a view of `x` (weight-shaped)."""
+        if self.groups == 1:
+            return x.select(self.dim, index)
+        return self.view(x)[index // self.shape[1], :, index % self.shape[1]]
+
     def filter_of(self, index: Tensor) -> Tensor:
         """Output filter of the entries at `index` (int64) of the flattened weight."""
         if self.groups == 1:

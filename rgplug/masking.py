@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rgplug import kernels
+from rgplug import expected, kernels
 from rgplug.errors import RgplugError
 from rgplug.fused import Fused, Shape
 from rgplug.gradients import GradientWatch
@@ -282,19 +282,31 @@ class MaskedWeight:
         self.gather()
         self.split(torch.logical_not(mask).to(self.param.dtype))
 
-    def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None) -> None:
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state of this weight, as half a sentence; "" if nothing is. What the method keeps of the
+        weight, under names that begin with `method.`, is the method's to judge."""
+        shape = self.param.shape
+        needed = {"mask": expected.tensor(shape, torch.bool), "dormant": expected.tensor(shape)}
+        needed["steps"] = expected.whole()
+        if self.threshold is not None:
+            needed["threshold"] = expected.tensor(self.threshold.shape)
+        own = {k: v for k, v in state.items() if not str(k).startswith("method.")} if isinstance(state, dict) else state
+        return expected.keys(own, needed)
+
+    def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None, *, live: bool = False) -> None:
         """Take over saved state. The host's values are the host's to load, before or after; what was pruned here since
-        and is kept in the saved mask comes back first."""
+        and is kept in the saved mask comes back first. live: the host has loaded them, they stay to the bit."""
         if tuple(mask.shape) != tuple(self.param.shape):
             raise RgplugError(
                 f"the saved state of {self.name} has shape {list(mask.shape)}, this network's has "
                 f"{list(self.param.shape)}; load a state of the same network"
             )
-        theta = self.theta
+        theta = self.data if live else self.theta
         self.close()
         mask = mask.to(self.dormant.device)
         _wait(self.dormant, dormant, mask)
-        self.data.copy_(torch.where(mask, theta, self.data))
+        if not live:
+            self.data.copy_(torch.where(mask, theta, self.data))
         if threshold is not None and self.threshold is not None:
             self.threshold.copy_(threshold)
 

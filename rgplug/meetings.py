@@ -40,7 +40,8 @@ class Meetings:
         if not several():
             return
         self._held += 1
-        found = self.exchange(f"call {self._held}", call, call, f"every rank has to call {call}", patient)
+        remedy = f"every rank has to call {call}" + (", also where only one of them measures" if patient else "")
+        found = self.exchange(f"call {self._held}", call, call, remedy, patient)
         forget(f"rgplug/{self._number}/call {self._held - 1}")  # all have read it, or they would not have come here
         if len(set(found)) > 1:
             places = ", ".join(f"rank {r} at {c}" for r, c in enumerate(found))
@@ -77,6 +78,8 @@ def exchange(key: str, note: str, place: str, remedy: str, patient: bool = False
             late = now > begin + longest or (first_came is not None and now > first_came + PATIENCE)
             if late or store.check([over]):
                 missing = [r for r, k in enumerate(keys) if not store.check([k])]
+                if not missing:
+                    continue  # the last one has just come
                 store.set(over, "")
                 time.sleep(2 * _PAUSE if late else 0)  # the store lives in one of the ranks: all shall see it
                 raise RgplugError(_missing(missing, place, remedy, now - begin))
@@ -105,11 +108,8 @@ def forget(key: str) -> None:
 
 
 def _missing(ranks: list[int], place: str, remedy: str, seconds: float) -> str:
-    named = "rank " + ", ".join(map(str, ranks)) if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))
-    return (
-        f"rgplug waited {seconds:.0f} s at {place} on rank {dist.get_rank()}, and {named} did not come; {remedy}, also "
-        "where only one rank measures"
-    )
+    named = ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
+    return f"rgplug waited {seconds:.0f} s at {place} on rank {dist.get_rank()}, and {named} did not come; {remedy}"
 
 
 def _linger(store: Any, key: str, keys: list[str]) -> None:

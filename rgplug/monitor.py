@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from rgplug import expected
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
@@ -65,9 +67,10 @@ class Monitor:
         for label, net in self.networks.items():
             totals = int(net.counts.regrown.sum()), int(net.counts.pruned.sum())
             total = int(net.counts.restored.sum())
-            regenerated[label] = totals[0] - self.last_counts[label][0]
-            pruned[label] = totals[1] - self.last_counts[label][1]
-            restored[label] = total - self.last_restored[label]
+            # what was set aside since (it does not train) took its counts along
+            regenerated[label] = max(totals[0] - self.last_counts[label][0], 0)
+            pruned[label] = max(totals[1] - self.last_counts[label][1], 0)
+            restored[label] = max(total - self.last_restored[label], 0)
             self.last_counts[label], self.last_restored[label] = totals, total
         return dataclasses.replace(
             measured, average=average, phase=phase, regenerated=regenerated, restored=restored, pruned=pruned
@@ -93,6 +96,19 @@ class Monitor:
             "measured on it is that of a network of density 1, and the phase is decided on it; measure inside "
             "`with rg.masked(G_ema):`, or name a metric in the policy and call rg.end_epoch(ema=G_ema)",
         )
+
+    def misfit(self, last_counts: Any) -> str:
+        """What is wrong with `last_counts` of a state, as half a sentence; "" if nothing is."""
+        totals = expected.list_of(expected.whole(-expected.LARGEST))  # regrown, pruned, and what came later
+        wrong = expected.keys(last_counts, dict.fromkeys(self.networks, totals))
+        few = next((label for label, v in last_counts.items() if len(v) < 2), "") if not wrong else ""
+        return f"has too few counts of {few}" if few else wrong
+
+    def misfit_restored(self, last_restored: Any) -> str:
+        """The same for `last_restored`, which older states do not have."""
+        if last_restored is None:
+            return ""
+        return expected.keys(last_restored, dict.fromkeys(self.networks, expected.whole(-expected.LARGEST)))
 
     def check_parameters(self) -> None:
         """Say it when the host replaced Parameters, or when nobody stepped a managed network."""

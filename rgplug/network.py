@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgplug import fused, kernels
+from rgplug import expected, fused, kernels
 from rgplug.counts import Counts
 from rgplug.errors import RgplugError
+from rgplug.fingerprint import fingerprint
 from rgplug.gradients import Change
 from rgplug.host_loss import HostLoss
 from rgplug.masking import MaskedWeight
@@ -45,6 +46,7 @@ class Network:
         self.iteration = 0
         self.counts = Counts(weights)
         self.kernels = policy.kernels
+        self.untried = ""  # why the network was not run with empty filters at attach
         self._met = False  # the target density was met, and nothing has changed since
         self._not_reset: set[str] = set()  # entries of optimizer states that were warned of
         frozen = [w for w in weights if not w.param.requires_grad]
@@ -285,17 +287,24 @@ class Network:
     def refresh_all(self) -> None:
         """Draw all masks anew from theta, outside of a step."""
         self._gather()
-        self._refresh(self.weights)
+        self._refresh(self._decided)
+
+    @property
+    def _decided(self) -> list[MaskedWeight]:
+        """The weights that masks may be drawn for: not those that wait for a first gradient."""
+        return [w for w in self.weights if not w.waits]
 
     def _shift(self, keep: float, samples: int) -> None:
         self._gather()
-        self.method.shift(self.weights, keep, samples, self.iteration)
-        self._refresh(self.weights)
+        weights = self._decided
+        if weights:
+            self.method.shift(weights, keep, samples, self.iteration)
+            self._refresh(weights)
 
     def _gather(self) -> None:
         """Put theta together for every weight that is not inside a step, with what the host wrote."""
         self._bring_along()
-        self._join([w for w in self.weights if not w.merged])
+        self._join([w for w in self._decided if not w.merged])
 
     def _join(self, weights: list[MaskedWeight]) -> None:
         if weights:
@@ -500,13 +509,64 @@ class Network:
             "sparse": self.sparse,
             "iteration": self.iteration,
             "counters": self.counts.state_dict(),
+            "fingerprint": fingerprint(w.data for w in self.weights),
             "weights": weights,
         }
 
+    def misfit(self, state: Mapping[str, Any]) -> str:
+        """What is wrong with a state whose weights have these names and shapes, as a clause; "" if nothing is."""
+        weights = self._of(state)
+        if [w.name for w in weights] != [w.name for w in self.weights]:
+            units, names = self.method.units, [w.name for w in self.weights]
+            units.restrict([w.name for w in weights])
+            try:
+                return self._misfit(state, weights, Counts(weights))
+            finally:
+                units.restrict(names)
+        return self._misfit(state, weights, self.counts)
+
+    def _of(self, state: Mapping[str, Any]) -> list[MaskedWeight]:
+        """The weights that a state manages: what is set aside here may be among them, and the reverse."""
+        managed = state.get("weights")
+        return self.weights if managed is None else [w for w in self.all_weights if w.name in managed]
+
+    def undecided(self) -> set[str]:
+        """Weights of which it is not known whether they train, or which do not as far as is known."""
+        return {w.name for w in self.weights if w.waits} | set(self.aside)
+
+    def _misfit(self, state: Mapping[str, Any], weights: list[MaskedWeight], counts: Counts) -> str:
+        for w in weights:
+            own = state["weights"][w.name]
+            kept = {k[7:]: v for k, v in own.items() if str(k).startswith("method.")}
+            wrong = w.misfit(own) or self.method.misfit(w, kept)
+            if wrong:
+                return f"the state of {self.label}.{w.name} {wrong}"
+        flag = expected.flag if self.method.prunes else lambda v: "" if v is False else "is not false in a dense run"
+        checks = {"sparse": flag, "iteration": expected.whole(), "counters": counts.misfit}
+        rest = {key: value for key, value in state.items() if key != "weights"}
+        wrong = expected.keys(rest, checks, {"fingerprint": expected.whole(-(2**63), 2**63)})
+        masks = {w.name: state["weights"][w.name]["mask"] for w in weights}
+        together = "" if wrong else self.method.misfit_together(state["weights"], masks)
+        return f"the state of {self.label} {wrong or together}" if wrong or together else ""
+
+    @torch.no_grad()
+    def belongs(self, state: Mapping[str, Any]) -> bool:
+        """Whether the live weights are those that a state was saved with. Reads the device."""
+        return fingerprint(w.data for w in self._of(state)) == state.get("fingerprint")
+
+    @torch.no_grad()
+    def would_belong(self, state: Mapping[str, Any]) -> bool:
+        """Whether they are once the state's masks are on them, in place of those that were drawn at attach."""
+        weights = self._of(state)
+        masks = (state["weights"][w.name]["mask"].to(w.param.device) for w in weights)
+        live = (torch.where(mask, w.theta, 0) for mask, w in zip(masks, weights))
+        return fingerprint(live) == state.get("fingerprint")
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state whose names and shapes were checked: what it manages is managed, all else set aside."""
+        """Take over a state that `misfit` finds nothing wrong with: what it manages is managed, all else set aside."""
         managed, gone = state["weights"], "not managed when the state was saved"
+        live = self.belongs(state)
         self.set_aside([w for w in self.weights if w.name not in managed], gone)
         for w in self.all_weights:
             if w.name in managed:
@@ -518,7 +578,7 @@ class Network:
             w.steps = int(own["steps"])
             if self.method.prunes:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
-                w.load(own["mask"], own["dormant"], own.get("threshold"))
+                w.load(own["mask"], own["dormant"], own.get("threshold"), live=live)
             w.stepped()
             w.threshold_grad, w.fresh = None, False
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Told of each step of a managed network; before_step may come several times for one step."""
+    """Told of each step of a managed network; before_step may come several times for one step.
+
+    stepped: the optimizer has stepped, and masks are still those of the step (pruned weights may have moved).
+    after_step: pruned weights are 0 again, and masks are the new ones.
+    """
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None: ...
+
+    def stepped(self, network: str) -> None: ...
 
     def after_step(self, network: str) -> None: ...
 

@@ -102,9 +102,11 @@ class BalancePolicy:
     lowest: float = 0.05
     highest: float = 1.0
     exchange: bool = False  # where D may not grow further: exchange weights instead (ADAPT-strict)
-    fraction: float = 0.05  # of a layer's active weights that such an exchange drops
-    every: int = 1000  # steps of D from one adjustment to the next
-    measure: int = 10  # steps of G from one measurement to the next
+    fraction: float = 0.5  # of D's active weights that such an exchange drops, at the beginning
+    final: float = 0.005  # and at the end, on a cosine
+    end: int = 100000  # iterations of G after which exchanges drop `final`
+    every: int = 1000  # iterations of G from one adjustment of D to the next
+    measure: int = 10  # iterations of G from one measurement to the next
     window: int = 100  # measurements that are averaged
     real: str | None = None  # real images to measure on; null: metric.real, or what the host gives to rg.observe
     batch: int = 64  # images per measurement, where they come from `real`

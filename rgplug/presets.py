@@ -27,11 +27,12 @@ def _ablation(recurrent: bool, augmented: bool, *networks: str) -> dict[str, Any
     }
 
 
-def _adapt(highest: float, exchange: bool) -> dict[str, Any]:
+def _adapt(highest: float, exchange: bool, every: int) -> dict[str, Any]:
+    """ADAPT on SNGAN: runs of 100,000 iterations of G (released scripts adapt_relax.sh and adapt_strict.sh)."""
     return _sparse(
         masks={"density": {"G": 0.1, "D": 0.1}},
-        exploration={"networks": ["G"], "every": 500, "fraction": 0.5, "grow": "gradient"},
-        balance={"highest": highest, "exchange": exchange},
+        exploration={"networks": ["G"], "every": 500, "fraction": 0.5, "end": 100_000, "grow": "gradient"},
+        balance={"highest": highest, "exchange": exchange, "every": every},
     )
 
 
@@ -65,8 +66,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "stu-gan": _stu_gan("G"),
     "stu-gan-d": _stu_gan("D"),
     "stu-gan-b": _stu_gan("G", "D"),
-    "adapt": _adapt(highest=1.0, exchange=False),
-    "adapt-strict": _adapt(highest=0.5, exchange=True),
+    "adapt": _adapt(highest=1.0, exchange=False, every=1000),
+    "adapt-strict": _adapt(highest=0.5, exchange=True, every=2000),
     "set": _sparse(
         exploration={"networks": ["G", "D"], "fraction": 0.3, "final": 0.3, "grow": "random"},
         optimizer_state="reset",

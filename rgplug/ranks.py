@@ -37,9 +37,13 @@ class EqualRanks(Observer):
         self._round = 0
 
     def again(self) -> None:
-        """A state was loaded: on every rank, and the same one?"""
-        self._compared.clear()
-        self._round += 1
+        """A state was loaded, after steps that were compared: on every rank, and the same one?
+
+        Before the first step nothing changes here, so one rank may load and `synchronize` hand it to the others.
+        """
+        if self._compared:
+            self._compared.clear()
+            self._round += 1
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """Raises RgplugError where ranks differ, on all of them."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rgplug import expected
 from rgplug.policy import AugmentedPolicy
 
 
@@ -52,6 +53,11 @@ class AugmentedRegeneration:
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": list(self.history), "sparse": self.sparse, "evaluations": self.evaluations}
+
+    def misfit(self, state: Any) -> str:
+        """What is wrong with a state, as half a sentence; "" if nothing is."""
+        checks = {"history": expected.list_of(expected.number()), "sparse": expected.flag}
+        return expected.keys(state, {**checks, "evaluations": expected.whole()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = [float(v) for v in state["history"]][-len(self.policy.weights) :]

@@ -3,7 +3,8 @@
 Host-made layers (StyleGAN2's FullyConnectedLayer, BigGAN's SNConv2d) are no subclasses of nn.Conv2d or nn.Linear, so an
 isinstance walk finds nothing in them. The rule that finds all: an own Parameter called `weight`, `weight_orig` (old
 spectral norm), `weight_bar`, `weight_v` beside a `weight_g` (old weight norm), or the original of a parametrized
-`weight`; of two or more dims; not of a norm, not of an embedding.
+`weight`, or as torch's attention and recurrent layers call theirs; of two or more dims; not of a norm, not of an
+embedding. Every other Parameter of two or more dims is in the table as well, with the reason why it is left alone.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from rgplug import kinds
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.policy import NetworkPolicy
 from rgplug.wrappers import unwrap
 
-_NAMES = ("weight", "weight_orig", "weight_bar", "weight_v")
 _WILD = set("*?[")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -35,6 +37,7 @@ class Candidate:
     reason: str
     layout: FilterLayout | None = None
     norm_dims: tuple[int, ...] | None = None  # dims that weight norm sums over; None: no weight norm
+    by_policy: bool = False  # the policy's own patterns leave it out
 
     @property
     def inputs(self) -> int | None:
@@ -98,9 +101,11 @@ def named_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candidate]:
     """Every candidate of a network, managed ones and skipped ones with the reason.
 
-    Raises RgplugError when a pattern matches nothing or no weight is left to manage.
+    Raises RgplugError when a pattern matches nothing, when one of `include` brings nothing in, or when no weight is
+    left to manage.
     """
     unused = {p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if p != "*"}
+    included: dict[str, list[Candidate]] = {p: [] for p in policy.include if p != "*"}
     found: list[Candidate] = []
     first_name: dict[int, str] = {}
     for module_name, module in walk(network):
@@ -110,13 +115,14 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
                 p for p in (*policy.include, *policy.exclude, *policy.filter_dim) if _matches(p, name, module_name)
             ]
             unused.difference_update(matches)
-            named = any(not _WILD & set(p) for p in matches if p in policy.include)
-            if not conventional and not named:
-                continue
-            reason = _reason(param, module, named) or _pattern_reason(policy, matches)
+            named = any(_names(p, name, own, param, conventional) for p in matches if p in policy.include)
+            left_out = _pattern_reason(policy, matches)
+            reason = _reason(param, module, own, conventional, named) or left_out
+            for p in included.keys() & set(matches):
+                included[p].append(Candidate(name, module, param, "" if reason == left_out else reason))
             if not reason and id(param) in first_name:
                 reason = f"shared with {first_name[id(param)]}"
-            candidate = Candidate(name, module, param, reason)
+            candidate = Candidate(name, module, param, reason, by_policy=bool(left_out))
             if not reason:
                 first_name[id(param)] = name
                 dims = [d for pattern, d in policy.filter_dim.items() if pattern in matches]
@@ -128,6 +134,8 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
             f"the pattern {sorted(unused)[0]!r} in policy.networks.{label} matches no weight of {label}; "
             f"`rgplug inspect` lists their names, e.g. {found[0].name if found else 'none'}"
         )
+    for pattern, matched in included.items():
+        _check_effect(pattern, matched, label)
     if policy.include and not any(not c.reason for c in found):
         why = f"; skipped: {', '.join(f'{c.name} ({c.reason})' for c in found[:3])}" if found else ""
         raise RgplugError(
@@ -139,19 +147,21 @@ def select(network: nn.Module, policy: NetworkPolicy, label: str) -> list[Candid
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """(name below the module, tensor, whether it is called as weights are) for every own tensor of 2 or more dims."""
-    has_g = "weight_g" in module._parameters
+    if isinstance(module, parametrize.ParametrizationList):
+        return  # its originals belong to the module that is parametrized, and come with it
     for name, param in module._parameters.items():
-        if param is not None and (isinstance(param, nn.parameter.UninitializedParameter) or param.dim() >= 2):
-            yield name, param, name in _NAMES and (name != "weight_v" or has_g)
-    weight = module._buffers.get("weight")
-    if weight is not None and weight.dim() >= 2:
-        yield "weight", weight, True
+        weight = kinds.is_called_as_weights_are(module, name)
+        if param is not None and (weight if _lazy(param) else param.dim() >= 2):
+            yield name, param, weight
+    buffer = module._buffers.get("weight")
+    if buffer is not None and buffer.dim() >= 2:
+        yield "weight", buffer, True
     for name, group in getattr(module._modules.get("parametrizations"), "_modules", {}).items():
-        for key in ("original", "original0", "original1"):
-            param = group._parameters.get(key) if group is not None else None
-            if param is not None and param.dim() >= 2:
+        called = kinds.is_called_as_weights_are(module, name)
+        for key, param in group._parameters.items() if group is not None else ():
+            if param is not None and key.startswith("original") and param.dim() >= 2:
                 # weight norm keeps the magnitude as original0 and the direction as original1
-                yield f"parametrizations.{name}.{key}", param, name == "weight" and key != "original0"
+                yield f"parametrizations.{name}.{key}", param, called and key in ("original", "original1")
 
 
 def own_vectors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -161,7 +171,7 @@ def own_vectors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
             yield name, param, True
 
 
-def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
+def _reason(param: torch.Tensor, module: nn.Module, own: str, conventional: bool, named: bool) -> str:
     """Why a tensor cannot, or by default should not, be managed."""
     if isinstance(param, nn.parameter.UninitializedParameter):
         return "lazy and not yet initialized: run one forward before attach"
@@ -177,20 +187,43 @@ def _reason(param: torch.Tensor, module: nn.Module, named: bool) -> str:
         return f"a sharded or wrapped tensor ({type(param.data).__name__})"
     if named:
         return ""
-    kind = _parametrized_class(module).lower()
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "embed" in kind:
+    if kinds.is_embedding(module):
         return "an embedding"
     if param.dim() < 2:
         return ""
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)) or (
-        "norm" in kind and not any(word in kind for word in ("conv", "linear", "dense", "spectral", "weight"))
-    ):
+    if kinds.is_norm(module, param):
         return "a norm"
-    return ""
+    if conventional:
+        return ""
+    if kinds.is_magnitude(own):
+        return "the norms of a weight norm"
+    if kinds.is_vector(param):
+        return "one number per channel, as gains and biases have"
+    return f"called {own!r} and not weight; name it in include to manage it"
 
 
-def _parametrized_class(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("Parametrized")
+def _names(pattern: str, name: str, own: str, param: torch.Tensor, conventional: bool) -> bool:
+    """Whether a pattern of `include` that matches a parameter asks for it although it is left out by default.
+
+    A name without wildcards does, the parameter's or its module's (of a module: not the norms of a weight norm, nor
+    gains and biases). A pattern that ends on the parameter's own name (`*.weights`) does for names that are not a
+    weight's.
+    """
+    if not _WILD & set(pattern):
+        return pattern == name or conventional or not (kinds.is_magnitude(own) or kinds.is_vector(param))
+    last = pattern.rpartition(".")[2]
+    return not conventional and "." in pattern and not _WILD & set(last) and last == name.rpartition(".")[2]
+
+
+def _check_effect(pattern: str, matched: list[Candidate], label: str) -> None:
+    """RgplugError for a pattern of `include` all of whose parameters are left alone for reasons of their own."""
+    if not matched or any(not c.reason for c in matched):
+        return
+    found = ", ".join(f"{c.name}: {c.reason}" for c in matched[:3])
+    advice = "take it out" if not _WILD & set(pattern) else f"write a parameter's name, e.g. {matched[0].name!r}"
+    raise RgplugError(
+        f"the pattern {pattern!r} in policy.networks.{label}.include brings nothing in ({found}); {advice}"
+    )
 
 
 def _pattern_reason(policy: NetworkPolicy, matches: list[str]) -> str:
@@ -227,7 +260,7 @@ def _layout(param: torch.Tensor, module: nn.Module, name: str, dim: int | None) 
         return FilterLayout(shape)
     if isinstance(module, _TRANSPOSED):
         return FilterLayout(shape, 1, module.groups)
-    if "transpose" in _parametrized_class(module).lower() and len(shape) >= 3:
+    if "transpose" in kinds.class_name(module).lower() and len(shape) >= 3:
         groups = getattr(module, "groups", 1)
         return FilterLayout(shape, 1, groups if isinstance(groups, int) else 1)
     if len(shape) == 5 and shape[0] == 1 and not isinstance(module, nn.Conv3d):

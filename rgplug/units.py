@@ -55,7 +55,7 @@ class Entries:
     """granularity: weight. Every entry of one weight by itself."""
 
     def __init__(self, name: str, geometry: Geometry):
-        self.names, self.shape = (name,), geometry.layout.shape
+        self.names, self.shape, self.norm_dims = (name,), geometry.layout.shape, geometry.norm_dims
         self.numel = math.prod(self.shape)
 
     def scores(self, values: Values) -> Tensor:
@@ -225,15 +225,16 @@ class Fours:
 Block = Entries | Kernels | Filters | Fours
 
 
-def spared(block: Block, kept: Tensor, scores: Tensor) -> Tensor:
-    """Weight norm divides each filter by its own norm: one that would be empty keeps its best kernel.
+def spared(block: Block, kept: Tensor, scores: Tensor, zeros_count: bool = True) -> Tensor:
+    """Weight norm divides each filter by its own norm: one that would be empty keeps its best kernel or weight.
 
-    kept (bool), scores: of the block's shape. For single weights the engine sees to it; whole filters know no weight
-    norm, and two of four leave none empty.
+    kept (bool), scores: of the block's shape. zeros_count: False where a filter that keeps nothing but scores of 0 is
+    empty too, as one is that has only just grown. Whole filters know no weight norm, and two of four leave none empty.
     """
-    if not isinstance(block, Kernels) or block.norm_dims is None:
+    if not isinstance(block, (Kernels, Entries)) or block.norm_dims is None:
         return kept
-    empty = ~kept.amax(block.norm_dims, keepdim=True)
+    counted = kept if zeros_count else kept & (scores > 0)
+    empty = ~counted.amax(block.norm_dims, keepdim=True)
     return kept | (empty & (scores >= scores.amax(block.norm_dims, keepdim=True)))
 
 

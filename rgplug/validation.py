@@ -176,6 +176,8 @@ def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
             ("balance.lowest", b.lowest, 1e-9, 1.0),
             ("balance.highest", b.highest, b.lowest, 1.0),
             ("balance.fraction", b.fraction, 0.0, 1.0),
+            ("balance.final", b.final, 0.0, 1.0),
+            ("balance.end", b.end, 1, INF),
             ("balance.every", b.every, 1, INF),
             ("balance.measure", b.measure, 1, INF),
             ("balance.window", b.window, 1, INF),

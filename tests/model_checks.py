@@ -58,6 +58,7 @@ class Watch:
         self.kept: dict[str, list[dict[str, int]]] = {"G": [], "D": []}  # by weight, after each step
         self.step: dict[str, list[int]] = {"G": [], "D": []}  # the iteration that each of these was in
         self.resting: dict[str, list[set[str]]] = {"G": [], "D": []}  # weights without a gradient
+        self.of_g: list[int | None] = []  # for each of D's: the iteration of G if it was taken after G's step
 
     def masks(self, network: str) -> dict[str, Tensor]:
         return {w.name: w.mask.clone() for w in self.rg.weights(network)}
@@ -67,6 +68,14 @@ class Watch:
         return int(net.counts.kept.sum()), int(net.counts.pruned.sum()), int(net.counts.regrown.sum())
 
     def after_step(self, network: str) -> None:
+        self.look_at(network)
+        if network == "D":
+            self.of_g.append(None)
+        elif self.rg.policy.balance is not None:  # D is adjusted after G's step
+            self.look_at("D")
+            self.of_g.append(self.training.steps["G"])
+
+    def look_at(self, network: str) -> None:
         for w in self.rg.weights(network):
             assert torch.isfinite(w.data).all(), w.name
             assert not w.data[~w.mask].any(), w.name
@@ -133,12 +142,12 @@ def check_density(watch: Watch, network: str) -> None:
 
 
 def check_adjustments(watch: Watch, policy: Policy) -> None:
-    """ADAPT: every other step of D comes to a density a tenth higher or lower, as far as layers with a gradient can."""
+    """ADAPT: after every other step of G, D's density is a tenth higher or lower, if layers with gradients allow."""
     assert policy.balance is not None
     before = {w: int(m.sum()) for w, m in watch.first_masks["D"].items()}
     sizes = {w.name: w.numel for w in watch.rg.weights("D")}
-    for step, kept, resting in zip(watch.step["D"], watch.kept["D"], watch.resting["D"]):
-        if step % policy.balance.every or (step == 2 and watch.training.d_steps == 2):  # nothing was measured yet
+    for of_g, kept, resting in zip(watch.of_g, watch.kept["D"], watch.resting["D"], strict=True):
+        if of_g is None or of_g % policy.balance.every:
             assert kept == before
         else:
             tenths = 10 * sum(kept.values()) / sum(sizes.values())

@@ -37,7 +37,7 @@ class FastGAN(Training):
             G = module.Generator(latent_dim=self.z_dim, **common)
             D = module.Discriminator(disc_output_size=1, **common)
         super().__init__(G, D, lr=2e-4, betas=(0.5, 0.9))
-        self.left_out["D"] = {f"to_shape_disc_out.{i}.fn.norm.{own}": "" for i in (1, 3) for own in "gb"}
+        self.left_out["D"] = {f"to_shape_disc_out.{i}.fn.norm.{own}": "a norm" for i in (1, 3) for own in "gb"}
 
     def score(self, images: Tensor, *rest: Any) -> Tensor:
         return self.nets["D"](images)[0]

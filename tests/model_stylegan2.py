@@ -126,7 +126,7 @@ class StyleGAN2(Training):
 
     def __init__(self, leading: bool = False) -> None:
         super().__init__(Generator(self.z_dim, leading), Discriminator(), lr=2e-3, betas=(0.0, 0.99))
-        self.left_out["G"] = {"const": ""}
+        self.left_out["G"] = {"const": "called 'const' and not weight; name it in include to manage it"}
         self.path_length = torch.zeros(())
 
     def iterate(self) -> None:

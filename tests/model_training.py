@@ -26,8 +26,7 @@ class Training:
 
     def __init__(self, G: nn.Module, D: nn.Module, lr: float, betas: tuple[float, float]) -> None:
         self.nets = {"G": G, "D": D}
-        # parameters of two or more dims that are no weights to prune, and the reason that the report gives; "" for
-        # those that are not called as weights are and so are not listed
+        # parameters of two or more dims that are no weights to prune, and the reason that the report gives
         self.left_out: dict[str, dict[str, str]] = {"G": {}, "D": {}}
         self.ema = copy.deepcopy(G).requires_grad_(False)
         self.optimizers = {k: torch.optim.Adam(net.parameters(), lr, betas) for k, net in self.nets.items()}

@@ -95,18 +95,20 @@ def shrink(masks: Arrays, weights: Arrays, count: int) -> Arrays:
 
 
 def exchange(masks: Arrays, weights: Arrays, dense_grads: Arrays, share: float) -> Arrays:
-    """Masks after each layer dropped and grew ceil(share * active) entries (ADAPT strict, at the highest density).
+    """Masks after ceil(share * active) entries were dropped and as many grew (ADAPT strict, at the highest density).
 
-    Dropped: the smallest active magnitudes. Grown: the largest |dense gradient| among the inactive, the just dropped
-    included. Weights times the new masks are then right: what came back keeps its value, the others were 0.
+    Ranked over all layers: dropped are the smallest active magnitudes (as `shrink` drops them), grown the largest
+    |dense gradient| among the inactive, the just dropped included. Weights times the new masks are then right: what
+    came back keeps its value, the others were 0.
     """
-    new = {}
-    for name, mask in masks.items():
-        active = mask.ravel()
-        count = math.ceil(share * int(active.sum()) - TOLERANCE)
-        kept = largest(np.abs(weights[name]).ravel(), active, int(active.sum()) - count)
-        new[name] = (kept | largest(np.abs(dense_grads[name]).ravel(), ~kept, count)).reshape(mask.shape)
-    return new
+    active = int(flatten(masks).sum())
+    fewer = shrink(masks, weights, math.ceil(share * active - TOLERANCE))
+    return grow(fewer, dense_grads, active - int(flatten(fewer).sum()))
+
+
+def exchange_share(step: int, fraction: float, final: float, end: int) -> float:
+    """Share that an exchange after D's step `step` drops: half a cosine from `fraction` to `final` at step `end`."""
+    return final + (fraction - final) * 0.5 * (1 + math.cos(math.pi * step / end))
 
 
 class Adapt:
@@ -132,7 +134,9 @@ class Adapt:
         lr: float,
         betas: tuple[float, float],
         strict: bool = False,
-        exchange_share: float = 0.5,  # p of the strict variant
+        fraction: float = 0.5,  # p of the strict variant, at the beginning
+        final: float = 0.005,  # and at the end
+        end: int = 500_000,  # D steps of the whole run
         moments: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if set(masks) != set(managed_weights(D)):
@@ -140,7 +144,8 @@ class Adapt:
         self.D = D
         self.masks: Arrays = {name: to_numpy(masks[name]).astype(bool) for name in managed_weights(D)}
         self.bounds = {"lower": lower, "upper": upper, "delta": delta, "lowest": lowest, "highest": highest}
-        self.window, self.every, self.strict, self.exchange_share = window, every, strict, exchange_share
+        self.window, self.every, self.strict = window, every, strict
+        self.cosine = {"fraction": fraction, "final": final, "end": end}
         self.adam = Adam(lr, betas, moments)
         self.ratios: deque[float] = deque(maxlen=window)
         self.steps = 0
@@ -165,6 +170,6 @@ class Adapt:
         elif action == "shrink":
             self.masks = shrink(self.masks, weights, -change)
         elif action == "exchange":
-            self.masks = exchange(self.masks, weights, dense, self.exchange_share)
+            self.masks = exchange(self.masks, weights, dense, exchange_share(self.steps, **self.cosine))
         apply_masks(self.D, self.masks)
         return action

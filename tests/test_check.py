@@ -171,3 +171,34 @@ def test_frozen_and_unused_layers() -> None:
     G.used.weight.requires_grad_(False)
     report = rgplug.check(G, make_batch=lambda: (torch.randn(4, tiny.Z), None))
     assert report.ok, str(report)
+
+
+class NeedsLabels(nn.Module):
+    """D(img, c), as in StyleGAN2: c is None where there are no classes."""
+
+    def __init__(self, c_dim: int | None) -> None:
+        super().__init__()
+        if c_dim is not None:
+            self.c_dim = c_dim
+        self.layer = nn.Linear(3 * 8 * 8, 1)
+
+    def forward(self, img: Tensor, c: Tensor | None) -> Tensor:
+        assert (c is None) == (getattr(self, "c_dim", 0) == 0)
+        return self.layer(img.flatten(1))
+
+
+def test_a_discriminator_of_images_and_labels() -> None:
+    G, _ = tiny.build("plain", dtype=torch.float32)
+    assert rgplug.check(G, NeedsLabels(0)).ok
+    for c_dim in (None, 3):
+        with pytest.raises(RgplugError, match=r"NeedsLabels needs 'c' besides .*; give make_batch, a function"):
+            rgplug.check(G, NeedsLabels(c_dim))
+    labels = torch.zeros(4, 3)
+    assert rgplug.check(G, NeedsLabels(3), lambda: (batch()[0], (batch()[1], labels))).ok
+    with pytest.raises(RgplugError, match=r"make_batch returned \(TypeError: .*'c'\); give make_batch"):
+        rgplug.check(G, NeedsLabels(3), batch)
+
+
+def test_a_latent_that_cannot_be_guessed() -> None:
+    with pytest.raises(RgplugError, match=r"cannot guess .*latent size of Sequential.*; give make_batch"):
+        rgplug.check(nn.Sequential(nn.Conv1d(3, 3, 1)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -298,11 +297,6 @@ def test_errors() -> None:
         RgplugError, match=r"2:4 needs input channels in fours, and D\.first\.weight \(shape \[8, 3, 3, 3"
     ):
         rgplug.attach(*pair(), {"granularity": "2:4"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        normed = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
-    with pytest.raises(RgplugError, match=r"D\.first\.weight_v is under weight norm, .* granularity: \{D: kernel\}"):
-        rgplug.attach(*both(normed), {"granularity": "filter"})
     with pytest.raises(
         RgplugError, match=r"one forward of G .*cannot tell the latent size.* granularity: \{G: weight\}"
     ):
@@ -314,6 +308,24 @@ def test_errors() -> None:
     unknown = {"granularity": "kernel", "networks": {"G": {"filter_dim": {"last": 2}}}}
     with pytest.raises(RgplugError, match=r"tell the input channels of G\.last\.weight \(shape .*, filter dim 2"):
         rgplug.attach(Generator(), None, unknown)
+
+
+def test_filters_under_weight_norm_are_left_out_and_those_of_transposed_ones_are_not() -> None:
+    """Weight norm takes dim 0: the filters of a convolution, and the input channels of a transposed one."""
+    G, D = both(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding=1)))
+    G.up = nn.utils.parametrizations.weight_norm(G.up)
+    rg = rgplug.attach(G, D, {"base": "sparse", "masks.density": 0.5, "granularity": "filter"})
+    why = {c.name: c.reason for found in rg.candidates.values() for c in found}
+    assert why["first.parametrizations.weight.original1"].startswith("each of its filters is divided by")
+    up = next(w for w in rg.weights("G") if w.name.startswith("up."))
+    kept = up.mask.transpose(0, 1).flatten(1)
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert 0 < kept[:, 0].sum() < 8
+    images = G(torch.randn(2, 4, dtype=torch.float64))
+    assert D(images).isfinite().all()
+    only = both(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding=1)))
+    with pytest.raises(RgplugError, match=r"no filter of D can be pruned as a whole \(first.*own norm"):
+        rgplug.attach(*only, {"granularity": "filter", "networks": {"D": {"include": ["first"]}}})
 
 
 def test_a_network_that_trains_dense_is_not_traced() -> None:

@@ -75,7 +75,7 @@ def test_a_given_optimizer_that_rests_while_another_steps_is_replaced_with_a_wor
 
 
 def test_thresholds_follow_a_new_optimizer_in_class_and_rate() -> None:
-    G = nn.Linear(2, 2, bias=False)
+    G = linear([[8.0, 8.0]] * 2)
     rg = rgplug.attach(G, policy=RAMP)
     first = adam(G, lr=1e-3)
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_thresholds_follow_a_new_optimizer_in_class_and_rate() -> None:
 
 
 def test_thresholds_follow_their_weights_into_other_groups() -> None:
-    G = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    G = nn.Sequential(linear([[8.0, 8.0]] * 2), linear([[8.0, 8.0]] * 2))
     rg = rgplug.attach(G, policy=RAMP)
     opt = sgd(G, 0.5)
     for layer in G:
@@ -106,7 +106,7 @@ def test_thresholds_follow_their_weights_into_other_groups() -> None:
 
 @pytest.mark.parametrize("brings_state", [True, False])
 def test_moments_of_thresholds_go_on_if_the_new_optimizer_brings_its_own(brings_state: bool) -> None:
-    G = nn.Linear(2, 2, bias=False)
+    G = linear([[8.0, 8.0]] * 2)
     rg = rgplug.attach(G, policy=RAMP)
     first = adam(G)
     for _ in range(3):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from oracle_adapt import Adapt, balance_ratio, decide, exchange, grow, measured_ratio, shrink
+from oracle_adapt import Adapt, balance_ratio, decide, exchange, exchange_share, grow, measured_ratio, shrink
 from oracle_training import density_of
 from torch import nn
 from two_weights import Weights, bits, linear, same
@@ -76,12 +76,25 @@ def test_shrink_ranks_the_active_over_all_layers_and_empties_none():
     same(shrink(masks, weights, 99), {"a": bits([1, 0, 0]), "b": bits([0, 0], [1, 0])})
 
 
-def test_exchange_drops_and_grows_in_each_layer():
+def test_exchange_drops_and_grows_over_all_layers():
     masks = {"a": bits([1, 1, 1, 0, 0]), "b": bits([1, 0])}
     weights = {"a": np.array([[5.0, 0.1, 0.2, 0.0, 0.0]]), "b": np.array([[9.0, 0.0]])}
-    grads = {"a": np.array([[99.0, 6.0, 1.0, 2.0, 7.0]]), "b": np.array([[1.0, 2.0]])}
-    # a: ceil(1.5) = 2 dropped, of which the first comes back; b: ceil(0.5) = 1, the other entry takes its place
-    same(exchange(masks, weights, grads, 0.5), {"a": bits([1, 1, 0, 0, 1]), "b": bits([0, 1])})
+    grads = {"a": np.array([[99.0, 6.0, 1.0, 2.0, 7.0]]), "b": np.array([[1.0, 8.0]])}
+    # of 4 active entries 2 go, both of a: 0.1 and 0.2; of the inactive ones' gradients 6, 1, 2, 7 and 8 two come
+    same(exchange(masks, weights, grads, 0.5), {"a": bits([1, 0, 0, 0, 1]), "b": bits([1, 1])})
+
+
+def test_exchange_empties_no_layer_and_counts_up():
+    masks = {"a": bits([1, 0]), "b": bits([1, 1])}
+    weights = {"a": np.array([[0.1, 0.0]]), "b": np.array([[9.0, 2.0]])}
+    grads = {"a": np.array([[0.0, 3.0]]), "b": np.array([[0.0, 4.0]])}
+    # ceil(0.3) = 1: a's only entry stays, b's smaller one goes, and comes back by its gradient
+    same(exchange(masks, weights, grads, 0.1), masks)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.5), (50, 0.2525), (100, 0.005), (25, 0.4275089)])
+def test_exchange_share(step, expected):
+    assert exchange_share(step, 0.5, 0.005, 100) == pytest.approx(expected, abs=1e-6)
 
 
 def test_exchange_counts_seven_percent_of_a_hundred_as_seven():
@@ -163,14 +176,15 @@ def test_adapt_shrinks_the_trained_weights_and_leaves_no_layer_empty():
 
 
 def test_adapt_strict_exchanges_instead_of_exceeding():
-    run = adapt({"a": bits([1, 1, 1, 0]), "b": bits([1, 1], [1, 0])}, every=1, window=1, strict=True)
+    masks = {"a": bits([1, 1, 1, 0]), "b": bits([1, 1], [1, 0])}
+    run = adapt(masks, every=1, window=1, strict=True, end=2)
     run.measure(0.9)
-    # a after the step: 1.5, 2.5, 3.5; the last stays, and of the gradients 1, 0.5 and 3 the first and the last grow.
-    # b: 5.5, 6.5, 7.5; the last stays, and of 40, 1 and 2 the first and the last grow
+    # half-way down the cosine 0.2525 of 6 is 2. After the step a is 1.5, 2.5, 3.5, b 5.5, 6.5, 7.5: 1.5 and 2.5 go; of
+    # the gradients 1, 0.5 and 3 in a and 2 in b, 3 and 2 come
     assert run.d_step(linear([[-1.0, -0.5, -30.0, 3.0]], [[-40.0, -1.0], [-4.0, 2.0]])) == "exchange"
-    same(run.masks, {"a": bits([1, 0, 1, 1]), "b": bits([1, 0], [1, 1])})
-    np.testing.assert_allclose(run.D.a.tolist(), [[1.5, 0.0, 3.5, 0.0]], atol=1e-6)
-    np.testing.assert_allclose(run.D.b.tolist(), [[5.5, 0.0], [7.5, 0.0]], atol=1e-6)
+    same(run.masks, {"a": bits([0, 0, 1, 1]), "b": bits([1, 1], [1, 1])})
+    np.testing.assert_allclose(run.D.a.tolist(), [[0.0, 0.0, 3.5, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(run.D.b.tolist(), [[5.5, 6.5], [7.5, 0.0]], atol=1e-6)
 
 
 def test_adapt_wants_a_mask_for_each_managed_weight():

@@ -1,4 +1,4 @@
-"""quickstart.py is train_gan.py plus an import and two lines; the demo runs it."""
+"""quickstart.py is train_gan.py plus an import, two lines and one for resuming; the demo runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rgplug.examples import quickstart, train_gan
 EXAMPLES = Path(quickstart.__file__).parent
 
 
-def test_the_difference_is_the_import_and_two_lines() -> None:
+def test_the_difference_is_the_import_two_lines_and_one_for_resuming() -> None:
     plain, attached = ((EXAMPLES / f"{name}.py").read_text().splitlines() for name in ("train_gan", "quickstart"))
     changes = [line for line in difflib.ndiff(plain, attached) if line[0] in "+-"]
     added = [line[2:].strip() for line in changes if line.startswith("+ ") and line[2:].strip()]
@@ -28,10 +28,11 @@ def test_the_difference_is_the_import_and_two_lines() -> None:
     drawing = [line for line in added if line.startswith("with torch.no_grad(), rg.masked(G_ema):")]
     assert len(drawing) == 1
     added.remove(drawing[0])
-    assert len(added) == 3
+    assert len(added) == 4
     assert added[0] == "import rgplug"
     assert added[1].startswith("rg = rgplug.attach(G, D, ")
-    assert "rg.end_epoch(ema=G_ema)" in added[2]
+    assert added[2].startswith('modules["rg"] = rg')
+    assert "rg.end_epoch(ema=G_ema)" in added[3]
     assert "rgplug" not in (EXAMPLES / "train_gan.py").read_text()
 
 
@@ -67,7 +68,8 @@ def test_demo_leaves_what_it_promises(folder: Path, tmp_path: Path, monkeypatch:
     assert all(p.all() for p in G_ema.parameters() if p.dim() >= 2)
     rg = rgplug.attach(G, None, {"base": "rg-gan", "threshold.units": "layer_std"})
     held = state_file.load(out / "rgplug.safetensors")
-    held["networks"].pop("D")
+    for part in ("networks", "last_counts", "last_restored"):
+        held[part].pop("D")
     rg.load_state_dict(held)
     with rg.masked(G_ema):
         kept = sum(int(p.count_nonzero()) for p in G_ema.parameters() if p.dim() >= 2)

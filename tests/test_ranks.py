@@ -131,6 +131,17 @@ def loaded_states_differ(rank: int, world: int) -> Any:
         rg.detach()
 
 
+def first_rank_loads_and_synchronizes(rank: int, world: int) -> Any:
+    def change(rg: Any) -> None:
+        if rank == 0:
+            state = rg.state_dict()
+            state["networks"]["G"]["weights"]["2.weight"]["threshold"][0] += 0.5
+            rg.load_state_dict(state)
+        rg.synchronize()
+
+    return steps(rank, 0, POLICY, change)
+
+
 def last_rank_skips_end_epoch(rank: int, world: int) -> Any:
     rg = rgplug.attach(network(0), None, POLICY)
     try:
@@ -231,7 +242,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     meetings.PATIENCE, meetings.SHARE = 2.0, 8 / TIMEOUT
     told = {}
     for i, story in enumerate(STORIES):
-        meetings._numbers = itertools.count(100 * i)  # a rank that skipped a meeting is behind
+        meetings._numbers = itertools.count(100 * (i + 1))  # a rank that skipped a meeting is behind
         begin = time.monotonic()
         try:
             outcome: Any = story(rank, world)
@@ -287,7 +298,9 @@ def test_unequal_ranks_are_an_error_on_all_of_them(
         assert "rg.synchronize() on every rank" in outcome
 
 
-@pytest.mark.parametrize("story", ["unequal_and_synchronized", "unequal_at_threshold_zero"])
+@pytest.mark.parametrize(
+    "story", ["unequal_and_synchronized", "unequal_at_threshold_zero", "first_rank_loads_and_synchronizes"]
+)
 def test_ranks_that_are_equal_by_the_first_step_train(told: dict[str, list[Any]], story: str) -> None:
     assert len(set(told[story])) == 1
     assert isinstance(told[story][0], float)

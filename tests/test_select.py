@@ -97,14 +97,16 @@ def test_biases_norms_embeddings_and_noise_strengths_are_left_alone() -> None:
     assert why["4.weight"] == "a norm"
     assert why["5.weight"] == "an embedding"
     assert why["6.weight"] == "a norm"
-    assert "3.const" not in why
+    assert why["3.const"] == "called 'const' and not weight; name it in include to manage it"
 
 
 def test_an_embedding_is_managed_when_it_is_named_and_not_by_a_wildcard() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Embedding(5, 4))
     assert managed(net, include=("*", "1.weight")) == ["0.weight", "1.weight"]
     assert managed(net, include=("*", "1")) == ["0.weight", "1.weight"]
-    assert managed(net, include=("*", "1*")) == ["0.weight"]
+    assert managed(net, include=("*", "?.weight")) == ["0.weight"]
+    with pytest.raises(RgplugError, match=r"'1\*'.*brings nothing in \(1\.weight: an embedding\); .*'1\.weight'"):
+        managed(net, include=("*", "1*"))
 
 
 def test_a_parameter_with_an_unusual_name_is_managed_when_it_is_named() -> None:
@@ -115,6 +117,76 @@ def test_a_parameter_with_an_unusual_name_is_managed_when_it_is_named() -> None:
             self.conv = nn.Conv2d(3, 4, 3)
 
     assert managed(Stem(), include=("*", "const")) == ["const", "conv.weight"]
+
+
+class Adaptive(nn.Module):
+    """GigaGAN's way: a bank of kernels called `weights`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2, 4, 3, 3, 3))
+        self.gain = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+
+def test_every_parameter_of_two_and_more_dims_has_a_row() -> None:
+    class Container(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+            self.loose = nn.ParameterList([torch.randn(3, 3), torch.randn(3)])
+            self.adaptive = Adaptive()
+            self.normed = old_wn(nn.Conv2d(3, 4, 3))
+            self.new = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+            self.register_buffer("u", torch.randn(4, 4))
+
+    net = Container()
+    why = reasons(net)
+    assert set(why) == {n for n, p in net.named_parameters() if p.dim() > 1}
+    assert {n for n in why if not why[n]} == {"normed.weight_v", "new.parametrizations.weight.original1"}
+    assert why["normed.weight_g"] == why["new.parametrizations.weight.original0"] == "the norms of a weight norm"
+    assert why["adaptive.gain"] == "one number per channel, as gains and biases have"
+    assert all("name it in include" in why[n] for n in ("pos_embed", "loose.0", "adaptive.weights"))
+
+
+def test_names_of_torchs_attention_and_recurrent_layers_are_weights() -> None:
+    """Their layout is known, [out, in], and they hold most of what such a network has."""
+    net = nn.ModuleDict(
+        {
+            "mha": nn.MultiheadAttention(8, 2, add_bias_kv=True),
+            "split": nn.MultiheadAttention(8, 2, kdim=4, vdim=4),
+            "lstm": nn.LSTM(3, 4, proj_size=2),
+            "cell": nn.GRUCell(3, 4),
+        }
+    )
+    assert managed(net) == [n for n, p in net.named_parameters() if p.dim() == 2]
+    found = {c.name: c for c in select(net, NetworkPolicy(), "G")}
+    layout = found["mha.in_proj_weight"].layout
+    assert layout is not None
+    assert layout.filters == 24
+    assert "gains and biases" in found["mha.bias_k"].reason
+
+
+def test_a_pattern_that_ends_on_an_unusual_name_brings_it_in() -> None:
+    net = nn.ModuleDict({"a": Adaptive(), "b": nn.Conv2d(3, 4, 3)})
+    assert managed(net) == ["b.weight"]
+    assert managed(net, include=("*.weights",)) == ["a.weights"]
+    assert managed(net, include=("*", "*.weights")) == ["a.weights", "b.weight"]
+    assert managed(net, include=("*", "a")) == ["a.weights", "b.weight"]
+    assert managed(net, include=("*", "a.gain")) == ["a.gain", "b.weight"]
+    assert managed(net, include=("*", "*.weights"), exclude=("a",)) == ["b.weight"]
+    normed = nn.Sequential(old_wn(nn.Conv2d(3, 4, 3)))
+    assert managed(normed, include=("0",)) == ["0.weight_v"]
+
+
+def test_a_pattern_of_include_without_effect_is_an_error() -> None:
+    net = nn.ModuleDict({"a": Adaptive(), "b": nn.Conv2d(3, 4, 3), "c": nn.LazyLinear(3)})
+    for pattern, words in (
+        ("*weights", r"a\.weights: called 'weights' and not weight.*write a parameter's name, e\.g\. 'a\.weights'"),
+        ("a.*", r"a\.weights: called .*a\.gain: one number"),
+        ("c", r"c\.weight: lazy .*; take it out"),
+    ):
+        with pytest.raises(RgplugError, match=rf"include brings nothing in \({words}"):
+            managed(net, include=("*", pattern))
 
 
 def test_a_frozen_layer_whose_weight_is_a_buffer_is_skipped_with_the_reason() -> None:
@@ -217,6 +289,29 @@ def test_layers_in_the_middle_of_a_class_hierarchy_called_norm_are_still_convolu
     assert managed(net) == ["0.weight", "1.weight", "2.weight"]
 
 
+def test_a_convolution_that_somebody_calls_norm_is_a_convolution() -> None:
+    class Norm(nn.Conv2d):
+        pass
+
+    class PixelNormUp(nn.ConvTranspose2d):
+        pass
+
+    class NormBlock(nn.Module):  # its weight has kernels
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(shape))
+
+    class EmbedPatches(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(
+        Norm(2, 3, 1), PixelNormUp(2, 3, 1), NormBlock(4, 3, 3, 3), NormBlock(1, 4, 3, 3, 3), EmbedPatches(3, 4, 2)
+    )
+    assert managed(net) == [f"{i}.weight" for i in range(5)]
+    gains = nn.Sequential(*(NormBlock(*shape) for shape in ((1, 4, 1, 1), (4, 8, 8), (10, 4), (10, 4, 1, 1))))
+    assert set(reasons(nn.Sequential(nn.Linear(2, 2), gains)).values()) == {"", "a norm"}
+
+
 def test_the_report_shows_every_candidate_with_shape_filter_dim_and_density() -> None:
     G = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Embedding(3, 4))
     D = nn.Sequential(nn.Linear(4, 2))
@@ -264,7 +359,8 @@ def test_a_layer_without_entries_is_a_row_with_a_reason() -> None:
             self.fc = nn.Linear(8, 8)
 
     assert reasons(Host()) == {"classes.weight": "has no entries", "fc.weight": ""}
-    assert reasons(Host(), include=("*", "classes.weight"))["classes.weight"] == "has no entries"
+    with pytest.raises(RgplugError, match="has no entries"):
+        reasons(Host(), include=("*", "classes.weight"))
     rg = rgplug.attach(Host(), policy="rg-gan")
     assert rg.density("G") == 1.0
     assert "has no entries" in rg.report()

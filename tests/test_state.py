@@ -145,7 +145,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, pair: tuple[Host
         pytest.raises(RgplugError, match=r"No space left.*untouched"),
     ):
         rg.save(path)
-    with mock.patch.object(state.os, "replace", side_effect=OSError("busy")), pytest.raises(RgplugError, match="busy"):
+    with mock.patch("os.replace", side_effect=OSError("busy")), pytest.raises(RgplugError, match="busy"):
         rg.save(path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["state"]

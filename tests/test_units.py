@@ -12,7 +12,7 @@ from rgplug.methods.threshold_shift import weighted_quantile
 from rgplug.methods.two_of_four import exchange, two_of_four
 from rgplug.policy import NetworkPolicy
 from rgplug.select import select
-from rgplug.units import Filters, Fours, Geometry, Kernels, Units, connected, spared, spread
+from rgplug.units import Entries, Filters, Fours, Geometry, Kernels, Units, connected, spared, spread
 
 CPU = torch.device("cpu")
 
@@ -211,6 +211,15 @@ def test_a_filter_under_weight_norm_keeps_its_best_kernel() -> None:
     kept = torch.tensor([[0, 0], [1, 0]], dtype=torch.bool).view(2, 2, 1, 1)
     scores = torch.tensor([[1.0, 2.0], [0.0, 9.0]]).view(2, 2, 1, 1)
     assert spared(block, kept, scores).int().view(2, 2).tolist() == [[0, 1], [1, 0]]
+
+
+def test_a_filter_that_keeps_nothing_but_zeros_is_empty_too() -> None:
+    """Single weights: the first filter keeps one that has only just grown, the second one nothing, the third enough."""
+    block = Entries("w", Geometry(FilterLayout((3, 3)), 1, (1,)))
+    kept = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1]], dtype=torch.bool)
+    scores = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 2.0], [5.0, 4.0, 1.0]])
+    assert spared(block, kept, scores).int().tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    assert spared(block, kept, scores, zeros_count=False).int().tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
 
 
 def test_masks_of_whole_units() -> None:

@@ -20,6 +20,9 @@ class AdversarialFeatures:
     same with a layer of G. The text poses a min-max problem: the step raises the loss that the network then lowers. The
     released code raises the score in all three places (real, generated, G), which lowers the loss of real images and of
     G. direction: "adversarial" as the text, "released" as the code.
+
+    The whole network runs twice. The released code runs only the last layer again, so that states which a forward pass
+    moves (power iterations of spectral norm, statistics of batch norm) move once there, and twice here.
     """
 
     def __init__(self, layer: nn.Module, gamma: float = 0.01, direction: Direction = "adversarial"):

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rgplug.errors import RgplugError
 
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+Scores = Tensor | Sequence[Tensor]
+
+
+def distillation_loss(student: Scores, teacher: Scores) -> Tensor:
     """KL(teacher || student) of the probabilities "real" and "generated", sigmoid(score) and 1 - sigmoid(score).
 
-    student, teacher: scores of D and of the trained dense D (in eval mode, without gradient) for the same images, of
-    one shape. A scalar to add to D's loss with weight 1, for real and for generated images each. Averaged over the
-    probabilities and not over the images, as in the released code (half of the mean KL per image).
+    student: (scores of real images, scores of generated images), of the D in training.
+    teacher: the same of the trained dense D (in eval mode) for the same images; it gets no gradient.
+
+    Returns a scalar to add to D's loss with weight 1, once per step: the mean over both probabilities of all scores,
+    real and generated together, as in the released code (half of the mean KL per image). A single tensor in place of
+    the pair gives the mean over that tensor's scores alone; the sum of one such call for real images and one for
+    generated images is therefore twice the published term. Raises RgplugError where student and teacher do not fit.
     """
-    target = torch.sigmoid(teacher.detach().double())
-    goal = torch.stack([target, 1 - target])
-    return F.kl_div(_log_both(student.double()), goal, reduction="none").mean().to(student.dtype)
+    own, target = _parts(student), _parts(teacher)
+    if [s.shape for s in own] != [t.shape for t in target]:
+        raise RgplugError(
+            f"distillation_loss got scores of shapes {[tuple(s.shape) for s in own]} for the student and "
+            f"{[tuple(t.shape) for t in target]} for the teacher; give those of the same images, "
+            "distillation_loss((D(x), D(fake)), (teacher(x), teacher(fake)))"
+        )
+    score = torch.cat([s.reshape(-1) for s in own]).double()
+    goal = torch.sigmoid(torch.cat([t.detach().reshape(-1) for t in target]).double())
+    log_p = torch.stack([F.logsigmoid(score), F.logsigmoid(-score)])
+    return F.kl_div(log_p, torch.stack([goal, 1 - goal]), reduction="none").mean().to(own[0].dtype)
 
 
-def _log_both(score: Tensor) -> Tensor:
-    return torch.stack([F.logsigmoid(score), F.logsigmoid(-score)])
+def _parts(scores: Scores) -> list[Tensor]:
+    return [scores] if isinstance(scores, Tensor) else list(scores)

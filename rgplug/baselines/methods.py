@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rgplug import schema
 from rgplug.errors import RgplugError
-from rgplug.policy import PRESETS
+from rgplug.policy import PRESETS, BalancePolicy
 
 Procedure = Literal["train", "fine-tune", "tickets", "random-init", "random-mask"]
 Rewind = Literal["init", "early", "none"]
@@ -72,9 +72,12 @@ class Scale:
                 share = 0.005 if "balance" in policy else 0.02  # 500 of 100,000 (ADAPT), 1,000 of 50,000 (STU-GAN)
                 changes["exploration.every"] = {k: max(round(share * n), 1) for k, n in steps.items()}
                 changes["exploration.end"] = steps
-            if policy.get("balance"):  # 1,000 steps of D in 500,000; 100 ratios, one each 10 of 100,000
+            if policy.get("balance"):  # of 100,000 iterations of G; 100 ratios, one each 10 of 100,000
                 measure = max(round(self.length / 10_000), 1)
-                changes["balance.every"] = max(round(0.002 * steps["D"]), 2 * self.n_critic)
+                own = policy["balance"] if isinstance(policy["balance"], Mapping) else {}
+                every = own.get("every", BalancePolicy.every)
+                changes["balance.every"] = max(round(every * self.length / 100_000), 2)
+                changes["balance.end"] = self.length
                 changes["balance.measure"] = min(measure, 10)
                 changes["balance.window"] = min(max(self.length // 50, 2), 100)
             if method == "re-gan":  # 200 epochs and 100 of 1,000

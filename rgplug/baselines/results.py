@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rgplug import files
 from rgplug.errors import RgplugError
 
 RESULTS = "results.jsonl"
@@ -148,16 +148,9 @@ def read_results(folder: str | Path) -> list[Result]:
 
 def write_whole(path: Path, text: str) -> None:
     """A file as a whole or not at all, whenever the process is killed. Raises RgplugError where the disk is full."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        files.write_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RgplugError(f"{path} could not be written: {error}; what was finished before is untouched") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 from rgplug.channels.contractions import Read
 from rgplug.channels.labels import Axis, Labels
 from rgplug.channels.mode import LabelMode
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.metrics.isolation import evaluation_mode, preserved_buffers, preserved_rng
@@ -56,11 +56,11 @@ def plain_copy(network: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     name = type(network).__name__
     with evaluation_mode(network), preserved_buffers(network), preserved_rng(), torch.no_grad():
         try:
-            network(*inputs)  # layers that keep a computed weight can be copied after a forward without gradients
+            network(*inputs)  # layers that keep a computed weight compute it anew, and are folded with that one
         except Exception as error:
             raise RgplugError(f"{name} does not run on the inputs it was to be traced with: {_line(error)}") from error
         try:
-            copied = copy.deepcopy(network)
+            copied = copy_network(network)
         except Exception as error:
             raise RgplugError(f"{name} cannot be copied, and so not traced: {_line(error)}") from error
         copied.eval().requires_grad_(False)

@@ -1,10 +1,13 @@
 """Two hundred 64x64 robots, so that there is something to train on without a download (README.md: who drew them)."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from rgplug import files
 
 __all__ = ["robots", "write_folder"]
 
@@ -27,7 +30,6 @@ def write_folder(path: str | os.PathLike[str]) -> Path:
     for index, image in enumerate(robots()):
         target = folder / f"robot_{index:03d}.png"
         if not target.exists():
-            part = folder / f".robot_{index:03d}.{os.getpid()}.part"  # no image suffix: nobody's loader picks it up
-            Image.fromarray(image).save(part, format="PNG")
-            os.replace(part, target)
+            # the name before it is whole has no image suffix: nobody's loader picks it up
+            files.write_whole(target, partial(Image.fromarray(image).save, format="PNG"))
     return folder

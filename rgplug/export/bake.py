@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rgplug.copies import hide_pruned
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.metrics.isolation import aligned
 from rgplug.wrappers import unwrap
@@ -32,11 +32,12 @@ def bake(network: Any, net: Network) -> nn.Module:
         )
     module = network if isinstance(network, nn.Module) else net.module
     try:
-        baked = copy.deepcopy(unwrap(module))
+        baked = copy_network(unwrap(module))
     except Exception as error:
+        why = " ".join(str(error).split())
         raise RgplugError(
-            f"{type(unwrap(module)).__name__} cannot be copied ({error}); run a forward under torch.no_grad() first: "
-            "layers that keep a computed weight (spectral norm) can be copied then"
+            f"{type(unwrap(module)).__name__} cannot be copied ({why}); take its state_dict() instead, which holds "
+            "the zeros too: rgplug.export.save_sparse(path, state_dict)"
         ) from error
     if module is not network:
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.export.arguments import Arguments, refuse_attached
 from rgplug.export.compact import Compact, compact
@@ -188,7 +188,7 @@ def with_zeros_filled(network: nn.Module) -> nn.Module:
     They are small so that the network stays what it is: a spectral norm's vectors, e.g., belong to the weight they were
     found for. Only parameters of two dimensions or more: biases and gains may be zero without having been pruned.
     """
-    dense = copy.deepcopy(network)
+    dense = copy_network(network)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in dense.parameters():

@@ -22,6 +22,7 @@ from rgplug.channels import plain_copy, trace
 from rgplug.channels.trace import named_once
 from rgplug.errors import RgplugError
 from rgplug.export.arguments import refuse_attached
+from rgplug.export.causes import why_not_finite
 from rgplug.export.surgery import Cut, owner_of, set_size, sizes, without
 from rgplug.export.unneeded import unneeded
 from rgplug.metrics import default_sample_fn
@@ -83,7 +84,7 @@ def compact(network: nn.Module, inputs: tuple[Any, ...] | None = None, tolerance
         why = (
             f"its outputs differ by {apart:.0e} of the largest when it is run again on the same latents and random seed"
             if apart == apart
-            else "its outputs are not finite (a wholly pruned layer under spectral norm is divided by 0)"
+            else "its outputs are not finite" + (f" ({cause})" if (cause := why_not_finite(network, inputs)) else "")
         )
         raise RgplugError(f"{type(network).__name__} cannot be compacted: {why}")
     found, removed, kept = plain, 0, Counter[str]()

@@ -5,7 +5,6 @@ Reading one runs no code of it: the host builds its own network, and what the fi
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from rgplug import state
 from rgplug.channels.trace import fold_norms
+from rgplug.copying import copy_network
 from rgplug.errors import RgplugError
 from rgplug.export.compact import Compact
 from rgplug.export.surgery import Carrying, carry, owner_of, set_size, set_sizes, sizes
@@ -40,7 +40,7 @@ def load_compact(path: str | Path, network: nn.Module) -> nn.Module:
     found = state.load(path)
     if found.get("kind") != KIND:
         raise RgplugError(f"{path} is no compact network; give a file that save_compact wrote")
-    smaller = copy.deepcopy(network).eval().requires_grad_(False)
+    smaller = copy_network(network).eval().requires_grad_(False)
     with torch.no_grad():
         try:
             for _, module in walk(smaller):

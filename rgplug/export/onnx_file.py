@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rgplug import files
 from rgplug.errors import RgplugError
 from rgplug.export.arguments import Arguments, refuse_attached
 from rgplug.export.onnx_run import difference, first_line
@@ -137,12 +137,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _write(path: Path, proto: Any) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(proto.SerializeToString())
-        os.replace(partial, path)
+        files.write_whole(path, lambda partial: partial.write_bytes(proto.SerializeToString()))
     except OSError as error:
         raise RgplugError(f"the ONNX file could not be written to {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rgplug.copying import copy_network
 from rgplug.devices import widest
 from rgplug.select import walk
 
@@ -144,7 +144,7 @@ def takes_constants(module: nn.Module) -> bool:
 
 def without(network: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
     """A copy of a network without the channels of `cuts`; the network stays as it is."""
-    changed = copy.deepcopy(network)
+    changed = copy_network(network)
     owners = _owners(changed)
     dropped: dict[tuple[str, int], set[int]] = {}
     for cut in cuts:

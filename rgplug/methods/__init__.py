@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.units import Units
@@ -131,6 +132,15 @@ class Method:
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         """Everything of one weight that a resume needs, as tensors and numbers."""
         return {}
+
+    def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
+        """What `load` could not take, as half a sentence ("has no 'scale'"); "" if it can. Nothing is changed."""
+        return expected.keys(state, {})
+
+    def misfit_together(self, states: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Tensor]) -> str:
+        """The same of all the network's weights together, each of which `misfit` lets pass; by name, with `method.`
+        before each of the names that `state_of` gave."""
+        return ""
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         """The reverse of `state_of`."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.policy import BalancePolicy
 from rgplug.processes import from_first_rank
 
@@ -32,10 +33,27 @@ def adjusted_density(density: float, ratio: float, policy: BalancePolicy) -> flo
 
 
 class BalanceRatio:
-    """The mean of the last `window` measured ratios; None before there are as many."""
+    """The last `window` measured ratios, and when D is adjusted by their mean: after each `every`-th iteration of G.
 
-    def __init__(self, window: int):
+    iteration: iterations that G has made. adjusted: how many multiples of `every` D has been adjusted for. Where D has
+    no gradient between two steps of G, its adjustment is made up for after a later step of G.
+    """
+
+    def __init__(self, window: int, every: int):
         self.values: deque[Tensor] = deque(maxlen=window)
+        self.every = every
+        self.iteration = 0
+        self.adjusted = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether D is to be adjusted now, after a step of G."""
+        return self.iteration // self.every > self.adjusted
+
+    @property
+    def approaching(self) -> bool:
+        """Whether D is to be adjusted after the coming step of G: the gradients that D has until then are kept."""
+        return (self.iteration + 1) // self.every > self.adjusted
 
     def add(self, ratio: Tensor) -> None:
         self.values.append(ratio.detach())
@@ -49,8 +67,17 @@ class BalanceRatio:
         return from_first_rank(mean.item(), mean.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": torch.stack(list(self.values)).cpu() if self.values else torch.empty(0)}
+        values = torch.stack(list(self.values)).cpu() if self.values else torch.empty(0)
+        return {"values": values, "adjusted": self.adjusted}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def misfit(self, values: Any) -> str:
+        """What is wrong with the measured ratios of a state, as half a sentence; "" if nothing is."""
+        wrong = expected.tensor()(values)
+        return wrong or ("" if values.dim() == 1 else f"has shape {list(values.shape)}, not one dim")
+
+    def load_state_dict(self, state: dict[str, Any], iteration: int) -> None:
+        """iteration: G's, of the same state."""
         self.values.clear()
         self.values.extend(state["values"].unbind())
+        self.iteration = iteration
+        self.adjusted = int(state.get("adjusted", iteration // self.every))

@@ -15,7 +15,7 @@ from rgplug.methods.magnitude import keep_largest
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import MaskPolicy
 from rgplug.snapshot import load_masks
-from rgplug.units import Units, spared
+from rgplug.units import Filters, Fours, Units, spared
 
 
 def initial_masks(
@@ -80,4 +80,8 @@ def _from_file(path: str, network: str, weights: list[MaskedWeight], units: Unit
             f"{path}: the mask of {network}.{wrong} is not one of granularity {units.granularity}; make the masks "
             "under the same granularity, or set the one that they were made with"
         )
+    theta = {w.name: w.theta.abs() for w in weights}
+    for block in units.blocks:
+        if not isinstance(block, Filters | Fours) and block.norm_dims is not None:
+            found |= block.masks(spared(block, block.kept(found), block.scores(theta)))
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import Method, Rule, Step, threshold
@@ -135,6 +137,13 @@ class LearnedThresholds(Method):
             if value is not None:
                 state[key] = value.clone()
         return state
+
+    def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
+        own = {"scale": weight.scale, "scale_vectors": weight.scale_vectors}
+        needed = {key: expected.tensor(value.shape) for key, value in own.items() if value is not None}
+        moments = {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")}
+        rest = {k: v for k, v in state.items() if not k.startswith("optimizer.")}
+        return expected.keys(rest, needed) or self.optimizer.misfit(weight, moments)
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         self.optimizer.load(weight, {k[10:]: v for k, v in state.items() if k.startswith("optimizer.")})

@@ -47,7 +47,7 @@ def prune_remaining(
 
     scores: theta, or scores of units; sizes: as in `keep_largest`.
     """
-    remaining = _count(masks, sizes)
+    remaining = kept_entries(masks, sizes)
     ranked = [score.abs().masked_fill(~mask.to(score.device), -1) for score, mask in zip(scores, masks)]
     return keep_largest(ranked, remaining - round(ratio * remaining), sizes)
 
@@ -65,10 +65,10 @@ def drop_smallest(
 ) -> list[Tensor]:
     """`masks` without their `count` smallest magnitudes over all tensors together; each keeps its largest weight."""
     ranked = [score.abs().masked_fill(~m, -1) for score, m in zip(scores, masks)]
-    return keep_largest(ranked, _count(masks, sizes) - count, sizes)
+    return keep_largest(ranked, kept_entries(masks, sizes) - count, sizes)
 
 
-def _count(masks: Sequence[Tensor], sizes: Sequence[Tensor] | None) -> int:
+def kept_entries(masks: Sequence[Tensor], sizes: Sequence[Tensor] | None) -> int:
     """Entries that the masks keep."""
     if sizes is None:
         return sum(int(torch.count_nonzero(m)) for m in masks)

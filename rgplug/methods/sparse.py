@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgplug import kernels
+from rgplug import expected, kernels
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
 from rgplug.methods.balance import BalanceRatio, adjusted_density
 from rgplug.methods.initial_masks import initial_masks
-from rgplug.methods.magnitude import add_largest, drop_smallest
+from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
 from rgplug.methods.two_of_four import exchange
 from rgplug.policy import BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
 from rgplug.units import Block, Fours, Units, spared
@@ -31,8 +31,8 @@ from rgplug.units import Block, Fours, Units, spared
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
 
 
-def drop_fraction(policy: ExplorationPolicy, step: int) -> float:
-    """Share of a layer's active weights that an exploration at `step` drops: a cosine from `fraction` to `final`.
+def drop_fraction(policy: ExplorationPolicy | BalancePolicy, step: int) -> float:
+    """Share of the active weights that an exchange at `step` drops: a cosine from `fraction` to `final`.
 
     p(t) = final + (fraction - final) (1 + cos(pi t / end)) / 2 (RigL, Sec. 3; STU-GAN, Sec. 3.2).
     """
@@ -57,7 +57,7 @@ def explore(theta: Tensor, mask: Tensor, score: Tensor, drop: int) -> Tensor:
 
 class Sparse(Method):
     """Masks of a given density, drawn at random, by magnitude, or read from a file. With `exploration` for the network
-    they are exchanged every so many of its steps; with `balance`, D's are adjusted."""
+    they are exchanged every so many of its steps; with `balance`, D's are adjusted after every so many of G's."""
 
     def __init__(self, policy: Policy, network: str, units: Units, ratio: BalanceRatio | None = None):
         super().__init__(units)
@@ -75,9 +75,11 @@ class Sparse(Method):
         self._active: dict[str, int] = {}  # units that the block of a weight keeps
         self._scores: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
-        self._coming: dict[str, Tensor] = {}  # momentum with the gradient of the coming step
+        self._next_momentum: dict[str, Tensor] = {}  # momentum with the gradient of the coming step
         self._first: dict[str, Tensor] = {}  # masks by magnitude of weights that have not started
         self._new: dict[str, Tensor] = {}
+        self._coming: int | None = None  # the iteration whose gradient is looked at next; None: an auxiliary step's
+        self._adjusting: float | None = None  # the balance ratio, while masks are adjusted by it
         self._random: dict[str, torch.Generator] = {}
 
     def begin(self, weights: list[MaskedWeight]) -> None:
@@ -92,6 +94,8 @@ class Sparse(Method):
             elif not self._by_magnitude:
                 self._first[w.name] = masks[w.name]
         self._count(self.units.blocks, masks)
+        if self.balance is not None and self.masks.file is not None:
+            self.density = sum(int(masks[w.name].sum()) for w in weights) / sum(w.numel for w in weights)
 
     def _seed(self, weight: MaskedWeight) -> None:
         digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{weight.name}".encode()).digest()
@@ -135,12 +139,14 @@ class Sparse(Method):
         self._count(self.units.blocks, {w.name: w.mask for w in weights})
 
     def follow(self, weight: MaskedWeight) -> None:
-        if weight.name in self._momentum:
-            self._momentum[weight.name] = self._momentum[weight.name].to(weight.param)
+        for held in (self._momentum, self._scores):
+            if weight.name in held:
+                held[weight.name] = held[weight.name].to(weight.param)
 
     def gradient_rule(self, weight: MaskedWeight, step: int | None) -> Rule | None:
+        self._coming = step
         grow = None if self.exploration is None else self.exploration.grow
-        if grow == "momentum" or (grow == "gradient" and self._explores(step)) or self._adjusts(step):
+        if grow == "momentum" or (grow == "gradient" and self._explores(step)) or self._is_kept(step):
             return None  # the dense gradient is looked at
         return FIXED
 
@@ -148,33 +154,30 @@ class Sparse(Method):
         return None if weight.name in self._new else FIXED
 
     def needs_theta(self, weight: MaskedWeight, step: int | None) -> bool:
-        return self._explores(step) or self._adjusts(step)
+        return self._explores(step)
 
     def on_gradient(self, weight: MaskedWeight, grad: Tensor, theta: Tensor, scratch: Scratch) -> None:
-        p, coming = self.exploration, weight.steps + 1
+        p, coming = self.exploration, self._coming
         by_gradient = p is not None and p.grow == "gradient" and self._explores(coming)
-        if (by_gradient or self._adjusts(coming)) and self.units.is_ahead(weight, coming):
+        ahead = by_gradient and coming is not None and self.units.is_ahead(weight, coming)
+        if ahead or self._is_kept(coming):
             self._scores[weight.name] = grad.abs()
         if p is None or p.grow != "momentum":
             return
         momentum = self._momentum.get(weight.name)
         before = torch.zeros_like(grad) if momentum is None else momentum
-        self._coming[weight.name] = before.mul(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
+        self._next_momentum[weight.name] = before.mul(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
         for w in weights:  # once a step, however often its gradient was made
-            if w.name in self._coming:
-                self._momentum[w.name] = self._coming.pop(w.name)
-        if step.auxiliary or not any(self._explores(w.steps) or self._adjusts(w.steps) for w in weights):
+            if w.name in self._next_momentum:
+                self._momentum[w.name] = self._next_momentum.pop(w.name)
+        if step.auxiliary or not any(self._explores(w.steps) for w in weights):
             return
-        arrived = list(self.units.arrived(weights))
-        for block, iteration in arrived:
+        for block, iteration in self.units.arrived(weights):
             if self._explores(iteration):
                 self._forget(block)
                 self._explore(block, iteration)
-        adjusting = [block for block, iteration in arrived if self._adjusts(iteration)]
-        if adjusting:
-            self._adjust(adjusting)
         self._scores.clear()
 
     def _forget(self, block: Block) -> None:
@@ -182,15 +185,31 @@ class Sparse(Method):
         for w in self.units.weights_of(block):
             kernels.keep_(w.dormant, w.bits())
 
-    def _adjust(self, blocks: list[Block]) -> None:
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there are gradients that D can be adjusted by."""
+        return bool(self._scores)
+
+    def adjust_by(self, ratio: float) -> None:
+        """D's masks, when they are drawn next (outside of a step), are adjusted by this mean balance ratio."""
+        self._adjusting = ratio
+
+    def forget_gradients(self) -> None:
+        self._scores.clear()
+
+    def decide(self, weights: list[MaskedWeight]) -> None:
+        ratio, self._adjusting = self._adjusting, None
+        if ratio is not None:
+            self._adjust(ratio)
+
+    def _adjust(self, ratio: float) -> None:
         """D's density one step up or down, by the balance ratio; ranked over its layers (ADAPT, Algorithm 1)."""
-        p = self.balance
+        p, blocks = self.balance, self.units.blocks
         assert p is not None
         assert self.ratio is not None
-        found = [b for b in blocks if any(n in self._scores for n in b.names)]  # the others had no gradient: they rest
-        ratio = self.ratio.mean()
-        if ratio is None or not found:
+        if p.lower < ratio < p.upper:
             return
+        found = [b for b in blocks if any(n in self._scores for n in b.names)]  # the others had no gradient: they rest
         for block in found:
             self._forget(block)
         grads = [s for b in found if (s := self._score(b, self._scores)) is not None]
@@ -208,14 +227,25 @@ class Sparse(Method):
         elif change < 0:
             new = drop_smallest(thetas, masks, -change, sizes)
         elif ratio >= p.upper and p.exchange:
-            drops = [math.ceil(p.fraction * self._active[b.names[0]]) for b in found]
-            new = [explore(t, m, s, n) for t, m, s, n in zip(thetas, masks, grads, drops)]
+            new = self._exchanged(thetas, masks, grads, sizes, drop_fraction(p, self.ratio.iteration))
         else:
             return
         for block, kept, theta in zip(found, new, thetas):
-            kept = spared(block, kept, theta)
+            kept = spared(block, kept, theta, zeros_count=False)
             self._new |= block.masks(kept)
             self._active |= dict.fromkeys(block.names, int(kept.sum()))
+
+    def _exchanged(
+        self, thetas: list[Tensor], masks: list[Tensor], grads: list[Tensor], sizes: list[Tensor] | None, share: float
+    ) -> list[Tensor]:
+        """Masks in which the `share` smallest of the active weights have been exchanged for the inactive ones with the
+        largest gradients, both ranked over all layers; so layers gain and lose weights (ADAPT-strict)."""
+        active = kept_entries(masks, sizes)
+        fewer = drop_smallest(thetas, masks, math.ceil(share * active), sizes)
+        lost = active - kept_entries(fewer, sizes)
+        # whole units do not come out even: never more than the density asks for, exchange after exchange
+        above = self._entries(self.units.blocks) - round(self.density * sum(b.numel for b in self.units.blocks))
+        return add_largest(grads, fewer, max(lost - max(above, 0), 0), sizes)
 
     def _entries(self, blocks: Sequence[Block]) -> int:
         """Active weights."""
@@ -239,7 +269,8 @@ class Sparse(Method):
         drop = math.ceil(drop_fraction(p, iteration) * self._active[block.names[0]])
         exchanged = exchange if isinstance(block, Fours) else explore
         sizes = self._sizes(block)
-        self._new |= block.masks(spared(block, exchanged(sizes, self._kept(block), found, drop), sizes))
+        kept = exchanged(sizes, self._kept(block), found, drop)
+        self._new |= block.masks(spared(block, kept, sizes, zeros_count=False))
 
     def _score(self, block: Block, held: Mapping[str, Tensor]) -> Tensor | None:
         """Unit scores of what is held of the block's weights; None where it is nothing."""
@@ -260,17 +291,44 @@ class Sparse(Method):
         state: dict[str, Any] = {"active": self._active[weight.name]}
         if self.balance is not None:
             state["density"] = self.density
+            if weight.name in self._scores:  # between D's step and G's, after which D is adjusted by it
+                state["gradient"] = self._scores[weight.name].clone()
         if self.exploration is not None and self.exploration.grow == "random":
             state["random"] = self._random[weight.name].get_state()
         if weight.name in self._momentum:
             state["momentum"] = self._momentum[weight.name].clone()
         return state
 
+    def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
+        grow = None if self.exploration is None else self.exploration.grow
+        needed = {"active": expected.whole()}
+        if self.balance is not None:
+            needed["density"] = expected.number(0, 1)
+        if grow == "random":
+            needed["random"] = expected.generator
+        # there is no momentum before the first step
+        later = {"momentum": expected.tensor(weight.param.shape)} if grow == "momentum" else {}
+        if self.balance is not None:  # of D's last step, until it is adjusted
+            later["gradient"] = expected.tensor(weight.param.shape)
+        return expected.keys(state, needed, later)
+
+    def misfit_together(self, states: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Tensor]) -> str:
+        """As many units are active as the masks keep."""
+        for block in self.units.blocks:
+            kept = int(block.kept({name: masks[name] for name in block.names}).sum())
+            for name in block.names:
+                if states[name]["method.active"] != kept:
+                    return f"counts {states[name]['method.active']} active units of {name}, and its mask keeps {kept}"
+        return ""
+
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         if weight.fresh:
             weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
         self._active[weight.name] = int(state["active"])
         self.density = float(state.get("density", self.density))
+        self._scores.pop(weight.name, None)
+        if "gradient" in state:
+            self._scores[weight.name] = state["gradient"].to(weight.param)
         if "random" in state:
             self._random[weight.name].set_state(state["random"].cpu())
         if "momentum" in state:
@@ -284,5 +342,6 @@ class Sparse(Method):
         assert isinstance(p.end, int)
         return 0 < step < p.end and step % p.every == 0
 
-    def _adjusts(self, step: int | None) -> bool:
-        return self.balance is not None and step is not None and step > 0 and step % self.balance.every == 0
+    def _is_kept(self, step: int | None) -> bool:
+        """Whether the gradient of this iteration of D may be the last one before D is adjusted."""
+        return self.balance is not None and step is not None and self.ratio is not None and self.ratio.approaching

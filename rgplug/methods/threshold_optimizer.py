@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug import expected
 from rgplug.devices import optimizer_value
 from rgplug.errors import RgplugError
 from rgplug.masking import MaskedWeight
+from rgplug.moments import CLASS, misfit_moments
+from rgplug.warn import warn
 
 # settings of the host's group that mean nothing for a threshold, or are chosen here
 _OWN = {"params", "param_names", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
@@ -63,7 +66,8 @@ class _Flat:
         start = sum(self.sizes[: self.weights.index(weight)])
         piece = slice(start, start + weight.layout.filters)
         state = self.optimizer.state.get(self.flat, {})
-        return {k: v[piece].clone() if _is_flat(v, self.flat) else _copy(v) for k, v in state.items()}
+        own = {k: v[piece].clone() if _is_flat(v, self.flat) else _copy(v) for k, v in state.items()}
+        return {**own, CLASS: type(self.optimizer).__name__} if own else {}
 
 
 class ThresholdOptimizer:
@@ -78,6 +82,7 @@ class ThresholdOptimizer:
         self.network = network
         self._flats: dict[str, _Flat] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
+        self._unproven: set[str] = set()  # weights whose loaded state no optimizer has been compared with
 
     def step(
         self,
@@ -112,12 +117,35 @@ class ThresholdOptimizer:
         flat = self._flats.get(weight.name)
         return flat.state_of(weight) if flat is not None else dict(self._loaded.get(weight.name, {}))
 
+    def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
+        """What `load` could not take, as half a sentence; "" if it can. Moments of another optimizer class than that
+        which steps the weight are no fit; where none has stepped it yet, that is found out at the first step."""
+        shape = _threshold(weight).shape
+        saved = state.get(CLASS)
+        if saved is not None and not isinstance(saved, str):
+            return f"has an 'optimizer.{CLASS}' that is {expected.short(saved)}, not a name"
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim():
+                wrong = expected.tensor(shape)(value)
+            elif key != CLASS:
+                wrong = expected.number(0, expected.LARGEST)(value.item() if isinstance(value, Tensor) else value)
+            else:
+                continue
+            if wrong:
+                return f"has an 'optimizer.{key}' that {wrong}"
+        host = None if weight.optimizer is None else weight.optimizer()
+        now = None if host is None else _class_of(host).__name__
+        if saved is not None and now is not None and saved != now:
+            return f"has the thresholds' moments of {saved}, and {now} steps its weights here; use the same optimizer"
+        return ""
+
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         """Take over the state of one weight; used when its flat tensor is next built."""
         flat = self._flats.pop(weight.name, None)
         if flat is not None:
             self._dissolve(flat)
         self._loaded[weight.name] = {k: _copy(v) for k, v in state.items()}
+        self._unproven.add(weight.name)
 
     def dissolve(self) -> None:
         """Break all flat tensors up (the host moved its networks to another device, or a state is loaded)."""
@@ -143,7 +171,11 @@ class ThresholdOptimizer:
         for w in active:
             if w.name not in self._flats:
                 state = self._loaded.get(w.name, {})
-                scalars = tuple(sorted((k, float(v)) for k, v in state.items() if not _is_flat(v, _threshold(w))))
+                scalars = tuple(
+                    sorted(
+                        (k, v if k == CLASS else float(v)) for k, v in state.items() if not _is_flat(v, _threshold(w))
+                    )
+                )
                 fresh.setdefault(
                     (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars), []
                 ).append(w)
@@ -173,8 +205,9 @@ class ThresholdOptimizer:
         states = [self._loaded.pop(w.name, {}) for w in weights]
         first = _threshold(weights[0])
         settings = self._settings(cls, groups.get(id(weights[0].param), {}), first)
-        state = {}
-        for key, value in states[0].items():
+        state: dict[str, Any] = {}
+        own = {k: v for k, v in states[0].items() if k != CLASS}
+        for key, value in own.items():
             if _is_flat(value, first):
                 state[key] = torch.cat([s[key] for s in states]).to(first)
             else:  # read from a file it is on the CPU, where a fused or capturable optimizer does not take it
@@ -185,6 +218,17 @@ class ThresholdOptimizer:
                 "inherit it; give its weights a torch.optim.Adam or SGD"
             )
         try:
+            names = {w.name for w in weights}
+            like = torch.cat([_threshold(w) for w in weights])
+            wrong = misfit_moments(cls, settings, state, like) if names & self._unproven else ""
+            self._unproven -= names
+            if wrong:
+                warn(
+                    f"the loaded moments of {self.network}'s thresholds are no moments of {cls.__name__} "
+                    f"({wrong}); the thresholds' optimizer begins anew. For an exact resume, use the optimizer that "
+                    "the state was saved with"
+                )
+                state = {}
             return _Flat(weights, host, cls, settings, state)
         except TypeError as error:
             raise RgplugError(

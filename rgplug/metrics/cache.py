@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rgplug import files
 from rgplug.metrics.images import Size
 from rgplug.metrics.statistics import Statistics
 
@@ -59,16 +59,14 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
         held["features"] = statistics.features.numpy()
     else:
         held["covariance"] = statistics.covariance.numpy()
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", suffix=".npz", delete=False) as opened:
-            temporary = opened.name
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as opened:
             np.savez(opened, **held)
-        os.replace(temporary, path)
+
+    try:
+        files.write_whole(path, write)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         warnings.warn(f"the real statistics cannot be kept in {path.parent} ({error}); set RGPLUG_CACHE", stacklevel=2)
 
 

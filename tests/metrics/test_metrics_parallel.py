@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from rgplug import meetings
 from rgplug.errors import RgplugError
 from rgplug.metrics import parallel
 from rgplug.metrics.evaluator import Evaluator
@@ -86,6 +87,12 @@ def work(rank: int, folder: str) -> None:
                 evaluator(32, real=None if real is None else torch.zeros(1, 3, 8, 8))(sample_fn)
             except RgplugError as error:
                 found[name] = str(error)
+        meetings.PATIENCE = 1.0
+        if rank == 0:  # the other one goes on
+            try:
+                evaluator(32)(on_global_state)
+            except RgplugError as error:
+                found["alone"] = str(error)
     except Exception:
         found["unexpected"] = traceback.format_exc()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -122,6 +129,10 @@ def test_images_that_are_not_finite_on_one_rank_are_nan_on_both(findings):
 def test_an_error_on_one_rank_is_an_error_on_both_and_nobody_waits_for_ever(findings):
     assert findings[0]["rank 1"] == findings[1]["rank 1"] == "the evaluation failed on rank 1: 'mine'"
     assert findings[0]["rank 0"] == findings[1]["rank 0"] == "statistics need at least two images, not 1"
+
+
+def test_an_evaluation_on_one_rank_alone_is_told_before_it_hangs(findings):
+    assert "at the evaluator on rank 0, and rank 1 did not come; every rank has to call" in findings[0]["alone"]
 
 
 def test_a_single_process_needs_no_process_group():
