@@ -42,7 +42,8 @@ class Averages:
 
     def know(self, copied: Any, *, masked: bool = False) -> None:
         """Take note of a copy. masked: it has the mask on now."""
-        tensor = None if self._weight is None else tensors_of(copied, self.net.module).get(self._weight.name)
+        w = self._weight
+        tensor = None if w is None else tensors_of(copied, self.net.module).get(w.name)
         if tensor is not None and (masked or tensor not in self._masked_at):
             self._masked_at[tensor] = self.net.iteration if masked else None
 
@@ -62,6 +63,8 @@ class Averages:
             return False
         pruned = torch.logical_not(w.mask)
         for average in (*self._masked_at, *moving):
+            if average.shape != w.param.shape:  # of a weight that was the largest one then
+                continue
             values = average.detach()[pruned.to(average.device)]
             if 2 * int(torch.count_nonzero(values)) > values.numel():
                 return True

@@ -23,6 +23,7 @@ from rgplug.coverage import summary
 from rgplug.errors import RgplugError
 from rgplug.evaluation import Evaluation
 from rgplug.export import bake, save_sparse
+from rgplug.first_steps import FirstSteps
 from rgplug.hooks import StepHooks
 from rgplug.journal import Journal
 from rgplug.masking import MaskedWeight
@@ -69,8 +70,9 @@ class Controller:
         augmented = policy.regeneration.augmented
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
-        self.monitor = Monitor(networks, self.accounting, policy)
+        self.monitor = Monitor(networks, self.accounting)
         self.monitor.check_roles(self.modules)
+        self._first_steps = FirstSteps(networks, policy)
         self.averages = {label: Averages(net) for label, net in networks.items()}
         self._balance = balance
         self._meetings = Meetings()
@@ -79,7 +81,7 @@ class Controller:
         started = None if start is None else StartedOptimizers(start, held)
         # last: once hooks are there, a failure would have to take them away again
         self.hooks = StepHooks(list(networks.values()), optimizers)
-        observers = (self._ranks, started, self._snapshots, balance, self.monitor)
+        observers = (self._ranks, started, self._snapshots, balance, self._first_steps)
         self.hooks.observers += [o for o in observers if o is not None]
         self._belonging: Belonging | None = None  # of a loaded state, until it is known whether it fits the weights
         self._older: Path | None = None  # a file whose previous version was loaded in its place
@@ -196,6 +198,7 @@ class Controller:
             value = self.evaluate(ema=ema, sample_fn=sample_fn)
             number, metric_name = value.value, value.name
         self.epoch += 1
+        self._first_steps.evaluated = True
         number = from_first_rank(number, self._device())
         measured, average = self.monitor.measured(self.epoch, number, metric_name, self.phase), None
         if number is None or not math.isfinite(number):

@@ -7,41 +7,32 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from rgplug import expected
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
-from rgplug.observers import Observer
-from rgplug.policy import Policy
 from rgplug.select import named_parameters
 from rgplug.warn import warn
 from rgplug.wrappers import unwrap
 
-ITERATIONS_WITHOUT_EVALUATION = 10_000  # published hosts measure every 1,000 to 5,000
-MOST_ZEROS = 0.05  # share of exact zeros among kept weights that a network which was never pruned begins with
 _ROLES = {"G": ("generator",), "D": ("discriminator", "critic")}  # words in class names
 
 
-class Monitor(Observer):
+class Monitor:
     """Counts since the last record, and what has been warned of already."""
 
-    def __init__(self, networks: dict[str, Network], accounting: Accounting, policy: Policy):
+    def __init__(self, networks: dict[str, Network], accounting: Accounting):
         self.networks = networks
         self.accounting = accounting
-        self.policy = policy
         self.last_counts = {label: (0, 0) for label in networks}  # (regrown, pruned) at the last record
         self.last_restored = dict.fromkeys(networks, 0)
-        self._began: dict[str, int] = {}  # iteration of a network at the first step that was seen
-        self._evaluated = False
         self._clock = time.perf_counter()
         self._warned: set[str] = set()
 
     def measured(self, epoch: int, metric: float | None, name: str | None, phase: str) -> Record:
         """The record of an epoch before anything is decided: the networks as they were measured. Reads the device."""
-        self._evaluated = True
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         written = self._written()
@@ -84,52 +75,6 @@ class Monitor(Observer):
         return dataclasses.replace(
             measured, average=average, phase=phase, regenerated=regenerated, restored=restored, pruned=pruned
         )
-
-    # ---- around the steps --------------------------------------------------------------------------------------------
-
-    def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
-        if network not in self._began:
-            self._began[network] = self.networks[network].iteration
-            self._check_loaded(network)
-
-    def after_step(self, network: str) -> None:
-        if self._evaluated or self.policy.regeneration.augmented is None:
-            return
-        steps = self.networks[network].iteration - self._began.get(network, 0)
-        if steps >= ITERATIONS_WITHOUT_EVALUATION:
-            self._once(
-                "no evaluation",
-                f"{steps:,} iterations of {network} without an evaluation: augmented regeneration decides in "
-                "rg.end_epoch(fid), which was never called; call it after each evaluation, or set "
-                "regeneration: {augmented: false}",
-            )
-
-    @torch.no_grad()
-    def _check_loaded(self, label: str) -> None:
-        """Say it when weights come from a sparse run and the masks do not. Reads the device, at a first step only."""
-        net, masks = self.networks[label], self.policy.masks
-        follows = self.policy.method == "sparse" and masks.file is None and masks.criterion == "magnitude"
-        if not net.method.prunes or not net.sparse or self.policy.start is not None or follows:
-            return  # masks are drawn from the weights that were loaded, or the policy says where they come from
-        if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            return  # no value can be read there
-        fresh = [w for w in net.weights if w.fresh]  # not those whose state was loaded
-        if not fresh:
-            return
-        device = fresh[0].param.device
-        counted = [torch.stack([(w.mask & (w.data == 0)).sum(), w.mask.sum()]).to(device) for w in fresh]
-        # a layer that is 0 throughout was initialized so
-        partly = [(zeros, kept) for zeros, kept in torch.stack(counted).tolist() if zeros < kept]
-        zeros, kept = (sum(column) for column in zip(*partly)) if partly else (0, 0)
-        if zeros > MOST_ZEROS * kept:
-            self._once(
-                f"sparse weights {label}",
-                f"{zeros / kept:.0%} of the weights of {label} that are not pruned are exactly 0 at its first step: "
-                "the checkpoint of a sparse run was loaded without its masks, so masks, thresholds and schedule begin "
-                "anew; load the state that was saved beside it, rg.load(path) or rg.load_state_dict(state)",
-            )
-
-    # ---- what the host did -------------------------------------------------------------------------------------------
 
     def check_roles(self, modules: Mapping[str, nn.Module]) -> None:
         """Say it when the classes' names say that G and D were swapped."""

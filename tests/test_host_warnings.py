@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import rgplug
-from rgplug import monitor
+from rgplug import first_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:rgplug. densities have drifted apart")
 UNMASKED = "moving average of G has had no mask on"
@@ -172,7 +172,7 @@ def test_masks_that_follow_the_loaded_weights_fit_a_sparse_checkpoint() -> None:
 
 
 def test_never_evaluating_is_said_once_where_a_decision_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "ITERATIONS_WITHOUT_EVALUATION", 5)
+    monkeypatch.setattr(first_steps, "ITERATIONS_WITHOUT_EVALUATION", 5)
     cases = {
         "never": (MILD, None, 1),
         "once": (MILD, 3, 0),
@@ -192,7 +192,7 @@ def test_never_evaluating_is_said_once_where_a_decision_needs_it(monkeypatch: py
 
 
 def test_a_run_is_given_time_for_its_first_evaluation() -> None:
-    assert monitor.ITERATIONS_WITHOUT_EVALUATION >= 5_000
+    assert first_steps.ITERATIONS_WITHOUT_EVALUATION >= 5_000
 
 
 # ---- G and D swapped -------------------------------------------------------------------------------------------------
