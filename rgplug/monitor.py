@@ -118,8 +118,8 @@ class Monitor:
 
 
 def _warn(text: str) -> None:
-    """Warn at the line of the host that called rgplug."""
+    """Warn at the line of the host that called rgplug, or the optimizer's step in which rgplug runs."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "rgplug":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("rgplug", "torch"):
         level, frame = level + 1, frame.f_back
     warnings.warn(f"rgplug: {text}", stacklevel=level)

@@ -2,7 +2,7 @@
 
     python tests/kill_runs.py quickstart|two-files FOLDER KILLS SEED
 
-prints one JSON line a trial: how often it was killed, where it went on from, and what differs from the run that was not.
+prints one JSON line a trial: how often it was killed, where it went on from, and what differs from one that was not.
 Half of the kills come at random times, half just before a random one of the run's calls that open, link, rename or
 remove a file in its folder, so that every gap between two of them is met.
 """

@@ -190,7 +190,10 @@ class ThresholdOptimizer:
         try:
             names = {w.name for w in weights}
             like = torch.cat([_threshold(w) for w in weights])
-            wrong = misfit_moments(cls, settings, state, like) if names & self._unproven else ""
+            saved = states[0].get(CLASS, cls.__name__)
+            wrong = f"they are {saved}'s" if saved != cls.__name__ else ""
+            if not wrong and names & self._unproven:
+                wrong = misfit_moments(cls, settings, state, like)
             self._unproven -= names
             if wrong:
                 warnings.warn(
