@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -90,7 +91,10 @@ def _text(plain: Any, tensors: dict[str, torch.Tensor], rng: random.Random) -> s
     while True:
         keys = sorted(at) if isinstance(at, dict) else list(range(len(at)))
         if not keys:
-            at["x" if isinstance(at, dict) else slice(0, 0)] = rng.choice(VALUES) if isinstance(at, dict) else [1]
+            if isinstance(at, dict):
+                at["x"] = copy.deepcopy(rng.choice(VALUES))
+            else:
+                at.append(1)
             return f"added to {path}"
         key = rng.choice(keys)
         path += f"/{key}"
@@ -102,11 +106,11 @@ def _text(plain: Any, tensors: dict[str, torch.Tensor], rng: random.Random) -> s
         if how == "gone":
             del at[key]
         elif how == "added" and isinstance(at, dict):
-            at[f"{key}x"] = rng.choice(VALUES)
+            at[f"{key}x"] = copy.deepcopy(rng.choice(VALUES))
         elif how == "tensor" and tensors:
             at[key] = {"tensor": rng.choice(sorted(tensors))}
         elif how == "wrapped":
             at[key] = [below]
         else:
-            at[key] = rng.choice(VALUES)
+            at[key] = copy.deepcopy(rng.choice(VALUES))
         return f"{how} {path}: {str(at.get(key) if isinstance(at, dict) else at)[:60]}"

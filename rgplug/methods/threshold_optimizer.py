@@ -157,9 +157,8 @@ class ThresholdOptimizer:
                         (k, v if k == CLASS else float(v)) for k, v in state.items() if not _is_flat(v, _threshold(w))
                     )
                 )
-                fresh.setdefault(
-                    (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars), []
-                ).append(w)
+                alike = (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars, frozenset(state))
+                fresh.setdefault(alike, []).append(w)
         for weights in fresh.values():
             flat = self._build(weights, host, groups)
             self._flats.update(dict.fromkeys((w.name for w in weights), flat))
