@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rgplug.expected import short
+
 _MISSING = object()
 _KEYS = {  # key -> the methods that it matters to
     "granularity": ("rg-gan", "re-gan", "sparse"),
@@ -63,14 +65,15 @@ def _of(policy: Mapping[str, Any], key: str, network: str) -> Any:
         return value is not None
     if key.endswith(".networks"):
         return isinstance(value, (list, tuple)) and network in value
-    return (value.get(network) if isinstance(value, Mapping) else value) or _DEFAULTS.get(key)
+    own = value.get(network) if isinstance(value, Mapping) else value
+    return own if isinstance(own, str) else _DEFAULTS.get(key) if own is None else short(own)
 
 
 def _dims(policy: Mapping[str, Any], network: str) -> dict[str, Any]:
     networks = policy.get("networks")
     own = networks.get(network) if isinstance(networks, Mapping) else None
     dims = own.get("filter_dim") if isinstance(own, Mapping) else None
-    return dict(dims) if isinstance(dims, Mapping) else {}
+    return {str(pattern): short(dim) for pattern, dim in dims.items()} if isinstance(dims, Mapping) else {}
 
 
 def _at(network: str, key: str) -> str:
@@ -80,5 +83,4 @@ def _at(network: str, key: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    shown = str(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+    return value if isinstance(value, str) and len(value) <= 40 else short(value)

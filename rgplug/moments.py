@@ -36,13 +36,17 @@ def misfit_moments(cls: type, settings: Mapping[str, Any], moments: Mapping[str,
             return f"there is no {key!r}"
         found = moments[key]
         if isinstance(value, Tensor) and value.dim():
-            wrong = expected.tensor(value.shape)(found)
+            wrong = expected.tensor(value.shape, value.dtype)(found)
         else:
             wrong = expected.number(0, expected.LARGEST)(found.item() if _is_scalar(found) else found)
         if wrong:
             return f"{key!r} {wrong}"
-    unknown = next((key for key in moments if key not in needed), None)
-    return "" if unknown is None else f"there is {unknown!r}, which it does not have"
+    for key, value in moments.items():  # what such an optimizer comes to have in later steps
+        if key not in needed and isinstance(value, Tensor) and value.dim():
+            wrong = expected.tensor(param.shape)(value)
+            if wrong:
+                return f"{key!r} {wrong}"
+    return ""
 
 
 def _is_scalar(value: Any) -> bool:

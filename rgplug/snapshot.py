@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgplug import state
+from rgplug import expected, state
 from rgplug.devices import optimizer_value
 from rgplug.errors import RgplugError
+from rgplug.moments import misfit_moments
 from rgplug.select import misfit, named_parameters, named_tensors
 from rgplug.units import Units
 
@@ -73,14 +74,53 @@ def read(path: str | Path, kind: str = "pair") -> dict[str, Any]:
     held = state.load(path)
     if held.get("kind") != kind:
         raise RgplugError(f"{path} is no {'snapshot' if kind == 'pair' else 'file of masks'}; it holds something else")
-    if kind == "pair":
-        held["units"] = {label: Units.from_dict(u) for label, u in held.get("units", {}).items()}
+    wrong = _misfit_pair(held) if kind == "pair" else _misfit_masks(held.get("masks"))
+    if not wrong and kind == "pair":
+        try:
+            held["units"] = {label: Units.from_dict(u) for label, u in held.get("units", {}).items()}
+        except Exception as error:  # whatever comes of numbers that do not belong together
+            wrong = f"describes no granularity ({state.first_line(error)})"
+    if wrong:
+        raise RgplugError(f"{path} is damaged: it {wrong}; let the run that made it write it again")
     if kind == "masks":
         held["masks"] = {
             label: {name: state.unpack_mask(m["bits"], m["shape"]) for name, m in net.items()}
             for label, net in held["masks"].items()
         }
     return held
+
+
+def _misfit_pair(held: Mapping[str, Any]) -> str:
+    """What is wrong with a snapshot by itself, as half a sentence; "" if nothing is."""
+    found, optimizers, units = held.get("pair"), held.get("optimizers", {}), held.get("units", {})
+    pair: dict[str, Any] = found if isinstance(found, dict) else {}
+    tensors = [net if isinstance(net, dict) else {"": None} for net in pair.values()]
+    if not tensors or not all(isinstance(t, Tensor) for net in tensors for t in net.values()):
+        return "holds no networks"
+    moments = list(optimizers.values()) if isinstance(optimizers, dict) else [None]
+    if not all(isinstance(net, dict) and all(isinstance(m, dict) for m in net.values()) for net in moments):
+        return "holds no optimizer states that can be read"
+    for label, described in units.items() if isinstance(units, dict) else [("", None)]:
+        weights = described.get("weights") if isinstance(described, dict) else None
+        if not isinstance(weights, dict) or label not in pair:
+            return "describes no granularity that can be read"
+        for name, geometry in weights.items():
+            own = pair[label].get(name)
+            # sizes first: memory is taken for what they say
+            if own is None or not isinstance(geometry, dict) or geometry.get("shape") != list(own.shape):
+                return f"describes {label}.{name} as another weight than it holds"
+    return ""
+
+
+def _misfit_masks(masks: Any) -> str:
+    for label, net in masks.items() if isinstance(masks, dict) else [("", None)]:
+        if not isinstance(net, dict):
+            return "holds no masks"
+        for name, mask in net.items():
+            count = state.entries(mask.get("shape")) if isinstance(mask, dict) else None
+            if count is None or expected.tensor([-(-count // 8)], torch.uint8)(mask.get("bits")):
+                return f"holds no mask of {label}.{name} that can be read"
+    return ""
 
 
 def load_masks(path: str | Path, network: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
@@ -126,7 +166,8 @@ class Start:
     def load(self, modules: Mapping[str, nn.Module]) -> None:
         """Weights and buffers into the networks, bit for bit. Raises RgplugError for other networks."""
         for label, saved in self._of(modules).items():
-            wrong = misfit(saved, named_tensors(modules[label]))
+            own = named_tensors(modules[label])
+            wrong = misfit(saved, own) or _other_kind(saved, own)
             if wrong:
                 raise RgplugError(f"{self.path} is of another {label}: {wrong}; give a snapshot of the same networks")
         with torch.no_grad():
@@ -146,8 +187,42 @@ class Start:
         if optimizer.state:
             return
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        found: list[tuple[nn.Parameter, Mapping[str, Any]]] = []
         for label, moments in self._moments.items():
             for name, param in named_parameters(modules[label]).items() if label in modules else ():
                 if name in moments and id(param) in groups:
-                    group = groups[id(param)]
-                    optimizer.state[param] = {k: optimizer_value(k, v, param, group) for k, v in moments[name].items()}
+                    wrong = _misfit_moments(optimizer, groups[id(param)], moments[name], param)
+                    if wrong:
+                        raise RgplugError(
+                            f"{self.path} holds moments of {label}.{name} that are none of {type(optimizer).__name__}: "
+                            f"{wrong}; use the optimizer that the snapshot was made with, or set start: "
+                            "{optimizers: false}"
+                        )
+                    found.append((param, moments[name]))
+        for param, own in found:
+            group = groups[id(param)]
+            optimizer.state[param] = {k: optimizer_value(k, v, param, group) for k, v in own.items()}
+
+
+def _other_kind(saved: Tensors, own: Tensors) -> str:
+    """Names a tensor that is whole numbers or complex on one side only, as half a sentence; "" if there is none."""
+
+    def kind(x: Tensor) -> tuple[bool, bool]:
+        return x.is_floating_point(), x.is_complex()
+
+    name = next((n for n in own if kind(saved[n]) != kind(own[n])), None)
+    return "" if name is None else f"it has {saved[name].dtype} for {name!r}, and the network has {own[name].dtype}"
+
+
+def _misfit_moments(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], moments: Mapping[str, Any], param: nn.Parameter
+) -> str:
+    """What is wrong with moments for a parameter of an optimizer, as half a sentence; "" if nothing is."""
+    settings = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    try:
+        return misfit_moments(type(optimizer), settings, moments, param.detach().clone())
+    except Exception:  # an optimizer that cannot be made from its settings alone, or steps with a closure only
+        for key, value in moments.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != param.shape:
+                return f"{key!r} has shape {list(value.shape)}, and {list(param.shape)} is needed"
+        return ""

@@ -90,9 +90,7 @@ def load(path: str | Path, networks: Mapping[str, Network] | None = None) -> dic
     except RgplugError:
         raise
     except Exception as error:  # whatever the reader makes of a file that anybody may have written
-        raise RgplugError(
-            f"{path} is truncated or corrupt ({_first_line(error)}); use an earlier state file"
-        ) from error
+        raise RgplugError(f"{path} is truncated or corrupt ({first_line(error)}); use an earlier state file") from error
     if metadata.get("sha256") != _digest(tensors, metadata["state"]):
         raise RgplugError(f"{path} is corrupt (its checksum does not match); use an earlier state file")
     try:
@@ -102,7 +100,7 @@ def load(path: str | Path, networks: Mapping[str, Network] | None = None) -> dic
                 shape = weight.pop("shape")
                 weight["mask"], weight["dormant"] = _mask_and_dormant(tensors, f"{network}/{name}", shape)
     except (KeyError, ValueError, RecursionError) as error:
-        raise RgplugError(f"{path} is damaged ({_first_line(error)}); use an earlier state file") from error
+        raise RgplugError(f"{path} is damaged ({first_line(error)}); use an earlier state file") from error
     return state
 
 
@@ -221,7 +219,7 @@ def _parsed(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         plain = json.loads(metadata.get("state", ""))
     except (ValueError, RecursionError) as error:
-        raise RgplugError(f"{path} is corrupt ({_first_line(error)}); use an earlier state file") from error
+        raise RgplugError(f"{path} is corrupt ({first_line(error)}); use an earlier state file") from error
     networks = plain.get("networks") if isinstance(plain, dict) else None
     nets = list(networks.values()) if isinstance(networks, dict) else [None]
     weights = [net.get("weights") if isinstance(net, dict) else None for net in nets]
@@ -268,7 +266,7 @@ def _mask_and_dormant(tensors: Mapping[str, Tensor], prefix: str, shape: list[in
     return mask, dormant
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """For a sentence: the reason without what hangs below it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

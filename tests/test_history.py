@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from common import RAMP, Host, linear, set_grad, sgd
 
 import rgplug
 from rgplug import history
+from rgplug.errors import RgplugError
 from rgplug.history import Record
 
 
@@ -119,3 +121,70 @@ def test_a_fresh_run_does_not_wipe_out_the_history_of_another(tmp_path: Path) ->
         rg.detach()
     kept = "".join(p.read_text() for p in tmp_path.iterdir() if p.name.startswith("history"))
     assert len(kept.splitlines()) == 4
+
+
+def test_a_line_that_was_cut_off_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    for epoch in (1, 2):
+        history.append(path, record(epoch))
+    whole = path.read_text()
+    path.write_text(whole + record(3).to_json()[:40])
+    history.append(path, record(3))
+    assert epochs(tmp_path) == [1, 2, 3]
+    path.write_text(whole.rstrip("\n"))  # all of the line but its end
+    history.append(path, record(3))
+    assert epochs(tmp_path) == [1, 2, 3]
+    path.write_text('{"epo')
+    history.append(path, record(1))
+    assert epochs(tmp_path) == [1]
+
+
+def test_a_full_disk_leaves_the_records_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history.jsonl"
+    history.append(path, record(1))
+
+    def full(opened: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(history.os, "fsync", full)
+    before = path.read_text()
+    with pytest.raises(RgplugError, match=r"record of epoch 2 could not be added to .*No space left") as error:
+        history.append(path, record(2))
+    assert "\n" not in str(error.value)
+    assert path.read_text() == before
+
+
+def test_truncate_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history.jsonl"
+    for epoch in range(1, 5):
+        history.append(path, record(epoch))
+    before = path.read_text()
+
+    def killed(old: Any, new: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            history.truncate(path, 2)
+    assert path.read_text() == before
+    history.truncate(path, 2)
+    assert epochs(tmp_path) == [1, 2]
+
+
+def test_a_fresh_run_names_the_one_that_was_there(tmp_path: Path) -> None:
+    policy = {**RAMP, "run_dir": str(tmp_path)}
+    for again in (False, True):
+        host = Host()
+        with rgplug.attach(host.G, host.D, policy) as rg:
+            host.run(1)
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                rg.end_epoch(5.0)
+                host.run(1)
+                rg.end_epoch(5.0)
+        named = [str(w.message) for w in seen if "earlier run" in str(w.message)]
+        assert len(named) == again
+        assert not again or (str(tmp_path) in named[0] and "history.jsonl as history-1.jsonl" in named[0])
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"history-1.jsonl", "rgplug-1.safetensors", "rgplug.previous-1.safetensors"} <= names

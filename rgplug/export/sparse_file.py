@@ -14,6 +14,7 @@ from rgplug.errors import RgplugError
 from rgplug.select import misfit
 
 KIND = "sparse network"
+_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -60,19 +61,40 @@ def read_sparse(path: str | Path) -> dict[str, Tensor]:
     found = state.load(path)
     if found.get("kind") != KIND:
         raise RgplugError(f"{path} is no sparse file of a network; give one that save_sparse or rg.export wrote")
-    bits, begun = found["bits"], dict.fromkeys(found["values"], 0)
-    tensors, at = {}, 0
+    try:
+        return _unpacked(found)
+    except Exception as error:  # whatever comes of parts that do not belong together
+        reason = state.first_line(error)
+        raise RgplugError(f"{path} is damaged ({reason}); write it again from the network") from error
+
+
+def _unpacked(found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a sparse file. Raises ValueError and the like where its parts do not belong together; sizes are
+    compared with what is in the file before memory is taken for them."""
+    values, bits, begun = found["values"], found["bits"], dict.fromkeys(found["values"], 0)
+    tensors: dict[str, Tensor] = {}
+    at = 0
     for name, own, kind, shape, count, packed in found["index"]:
-        first, dtype = begun[kind], getattr(torch, own)
-        values = found["values"][kind][first : first + count].to(dtype)
+        wanted, dtype = state.entries(shape), _DTYPES.get(own)
+        if wanted is None or dtype is None or not all(type(n) is int and n >= 0 for n in (count, packed)):
+            raise ValueError(f"{name} is said to be {own} of shape {state.short(shape)}")
+        first = begun[kind]
+        part = values[kind][first : first + count].to(dtype)
         begun[kind] += count
         if packed:
+            mask = state.unpack_mask(_exactly(bits[at : at + packed], -(-wanted // 8)), shape)
             tensors[name] = torch.zeros(shape, dtype=dtype)
-            tensors[name][state.unpack_mask(bits[at : at + packed], shape)] = values
+            tensors[name][mask] = _exactly(part, int(mask.sum()))
             at += packed
         else:
-            tensors[name] = values.view(shape).clone()
+            tensors[name] = _exactly(part, wanted).reshape(shape).clone()
     return tensors
+
+
+def _exactly(part: Tensor, count: int) -> Tensor:
+    if part.shape != (count,):
+        raise ValueError(f"{list(part.shape)} values are there for {count}")
+    return part
 
 
 def load_sparse(path: str | Path, network: nn.Module) -> nn.Module:

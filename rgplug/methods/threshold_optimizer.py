@@ -176,9 +176,8 @@ class ThresholdOptimizer:
                         (k, v if k == CLASS else float(v)) for k, v in state.items() if not _is_flat(v, _threshold(w))
                     )
                 )
-                fresh.setdefault(
-                    (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars), []
-                ).append(w)
+                alike = (id(groups.get(id(w.param))), w.param.device, _threshold(w).dtype, scalars, frozenset(state))
+                fresh.setdefault(alike, []).append(w)
         for weights in fresh.values():
             flat = self._build(weights, host, groups)
             self._flats.update(dict.fromkeys((w.name for w in weights), flat))
@@ -220,7 +219,10 @@ class ThresholdOptimizer:
         try:
             names = {w.name for w in weights}
             like = torch.cat([_threshold(w) for w in weights])
-            wrong = misfit_moments(cls, settings, state, like) if names & self._unproven else ""
+            saved = states[0].get(CLASS, cls.__name__)
+            wrong = f"they are {saved}'s" if saved != cls.__name__ else ""
+            if not wrong and names & self._unproven:
+                wrong = misfit_moments(cls, settings, state, like)
             self._unproven -= names
             if wrong:
                 warn(

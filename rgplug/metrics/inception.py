@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import platform
@@ -12,11 +13,13 @@ import time
 import urllib.request
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rgplug import files
 from rgplug.errors import RgplugError
 from rgplug.metrics.cache import cache_dir
 from rgplug.metrics.features import Features
@@ -44,14 +47,14 @@ class InceptionFeatures:
     settings = f"clean-fid {FILE}, Pillow bicubic 299"
 
     def __init__(self, device: torch.device) -> None:
-        folder = weights_folder(limit=PATIENT)
+        published = weights(limit=PATIENT)
         from cleanfid.inception_torchscript import InceptionV3W
         from cleanfid.resize import build_resizer
 
         self.device = device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated, the file is TorchScript
-            self.network = InceptionV3W(str(folder), download=False, resize_inside=False).to(device).eval()
+            self.network = _from_bytes(InceptionV3W, published).to(device).eval()
         self.network.requires_grad_(False)
         self.resize = build_resizer("clean")
 
@@ -64,23 +67,53 @@ class InceptionFeatures:
         return Features(features, logits)
 
 
-def weights_folder(limit: float = PATIENT) -> Path:
-    """The folder that holds Inception's weights, fetched into the cache if they are nowhere yet.
+def _from_bytes(wrapper: Any, contents: bytes) -> Any:
+    """clean-fid's wrapper around the network in `contents`; the wrapper itself would open a path."""
+    network = wrapper.__new__(wrapper)
+    torch.nn.Module.__init__(network)
+    network.base = torch.jit.load(io.BytesIO(contents)).eval()
+    network.layers, network.resize_inside = network.base.layers, False
+    return network
 
-    Looked for in $RGPLUG_INCEPTION (the file or its folder), the cache folder, and where clean-fid keeps them.
-    limit: seconds the download may take. RgplugError, after a few seconds without a network, when they cannot be had,
-    and when a file found is not the published one (its SHA-256 is checked, since a TorchScript file is code).
+
+def weights_folder(limit: float = PATIENT) -> Path:
+    """The folder that holds Inception's weights, fetched into the cache if they are nowhere yet. Arguments and errors
+    as those of `weights`."""
+    return _find(limit)[0].parent
+
+
+def weights(limit: float = PATIENT) -> bytes:
+    """Inception's weights as published, fetched into the cache if they are nowhere yet.
+
+    Looked for in $RGPLUG_INCEPTION (the file or its folder), the cache folder, and where clean-fid keeps them, which
+    others may write to. limit: seconds the download may take. RgplugError, after a few seconds without a network, when
+    they cannot be had, and when a file found is not the published one: a TorchScript file is code, so the SHA-256 of
+    the very bytes that are returned is checked.
     """
+    return _find(limit)[1]
+
+
+def _find(limit: float) -> tuple[Path, bytes]:
+    """The file, and what was in it when it was read."""
     given = os.environ.get("RGPLUG_INCEPTION")
     for place in [Path(given).expanduser()] if given else [cache_dir(), shared_folder()]:
         path = place if place.name == FILE else place / FILE
         if path.is_file():
-            if _sha256(path) != SHA256:
-                raise RgplugError(f"{path} is not Inception's published weights (cut off?): delete it or fetch {URL}")
-            return path.parent
+            return path, _published(path)
     if given:
         raise RgplugError(f"RGPLUG_INCEPTION names {given}, but there is no {FILE} there")
-    return _fetch(cache_dir() / FILE, limit).parent
+    path = _fetch(cache_dir() / FILE, limit)
+    return path, _published(path)
+
+
+def _published(path: Path) -> bytes:
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise RgplugError(f"Inception's weights cannot be read: {error}") from error
+    if hashlib.sha256(contents).hexdigest() != SHA256:
+        raise RgplugError(f"{path} is not Inception's published weights (cut off?): delete it or fetch {URL}")
+    return contents
 
 
 def shared_folder() -> Path:
@@ -138,7 +171,8 @@ class _Download:
                 return
             if _sha256(Path(temporary)) != SHA256:
                 raise OSError("what came is not the published file")
-            os.replace(temporary, self.path)
+            files.force(Path(temporary))
+            files.rename(Path(temporary), self.path)
         except Exception as error:  # of any kind: it must not die unseen in the thread
             self.error = self.error or str(error) or type(error).__name__
         finally:

@@ -173,3 +173,25 @@ def test_images_are_resized_as_in_clean_fid_and_enter_as_the_network_expects(pub
     assert found.features.shape == (2, extractor.dim)
     assert found.logits.shape == (2, 1008)
     assert extractor.name == "inception"
+
+
+def test_what_was_hashed_is_what_is_loaded(published, alone, monkeypatch):
+    """Clean-fid's folder is everybody's: a file that takes the published one's name after the check is not run."""
+    network, path = published
+    monkeypatch.setenv("RGPLUG_INCEPTION", str(path))
+    other = alone / "other.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(StandIn()).save(str(other))
+    hashed = inception.hashlib.sha256
+
+    def swapped_after(*contents):
+        digest = hashed(*contents)
+        if other.exists():
+            other.replace(path)
+        return digest
+
+    monkeypatch.setattr(inception.hashlib, "sha256", swapped_after)
+    extractor = InceptionFeatures(torch.device("cpu"))
+    assert not other.exists()
+    torch.testing.assert_close(extractor.network.base.output.weight, network.output.weight.detach())
