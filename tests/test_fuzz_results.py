@@ -127,9 +127,9 @@ def changed_json(data: st.DataObject, content: bytes) -> bytes:
     return "\n".join(map(json.dumps, lines)).encode() + b"\n"
 
 
-def mutated(data: st.DataObject, folder: Folder) -> Path:
-    """Change one file, and say which."""
-    path = data.draw(st.sampled_from(folder.files), label="file")
+def mutated(data: st.DataObject, folder: Folder, files: list[Path]) -> Path:
+    """Change one of the files, and say which."""
+    path = data.draw(st.sampled_from(files), label="file")
     content = folder.kept[path]
     as_json = path.suffix != ".safetensors" and data.draw(st.booleans(), label="as JSON")
     path.write_bytes((changed_json if as_json else changed_bytes)(data, content))
@@ -141,7 +141,8 @@ def mutated(data: st.DataObject, folder: Folder) -> Path:
 def test_the_report_of_changed_files(folder: Folder, data: st.DataObject) -> None:
     """RgplugError that names the file; or a page that says what is damaged, or is that of the files as they were."""
     folder.restore()
-    path = mutated(data, folder)
+    results = folder.root / "results.jsonl"  # most of a page is out of this one
+    path = mutated(data, folder, [p for p in folder.files if p.name in ("history.jsonl", RESULT)] + 12 * [results])
     text, said = "", ""
     try:
         text = folder.reported()
@@ -163,7 +164,7 @@ def test_the_report_of_changed_files(folder: Folder, data: st.DataObject) -> Non
 def test_a_second_run_over_changed_files(folder: Folder, data: st.DataObject) -> None:
     """RgplugError that names the file or its folder; or the results as they were. Nothing is trained anew."""
     folder.restore()
-    path = mutated(data, folder)
+    path = mutated(data, folder, folder.files)
     unsealed = path.suffix == ".json" and b'"check"' not in path.read_bytes()
     for method in data.draw(st.lists(st.sampled_from(METHODS), unique=True), label="results that are deleted"):
         (folder.root / method / "seed_0" / RESULT).unlink()
