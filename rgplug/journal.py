@@ -18,7 +18,8 @@ class Journal:
     """The first rank writes; the others leave nothing."""
 
     def __init__(self, policy: Policy):
-        self.loggers: list[Logger] = [open_logger(name, policy) for name in policy.log] if rank() == 0 else []
+        self._policy = policy
+        self.loggers: list[Logger] = []  # opened with the first record: an attach that fails leaves none open
 
     def write(self, run_dir: str | None, record: Record, *, resumed: bool, save: Callable[[Path], None]) -> None:
         """Add a record. What an earlier run left in the folder is set aside at the first epoch; a run that was resumed
@@ -31,6 +32,8 @@ class Journal:
                 history.truncate(folder / HISTORY, record.epoch - 1)
             history.append(folder / HISTORY, record)
             save(folder / STATE)
+        if not self.loggers and rank() == 0:
+            self.loggers = [open_logger(name, self._policy) for name in self._policy.log]
         for logger in self.loggers:
             logger.write(record)
 

@@ -42,12 +42,12 @@ def test_yaml_and_back(tmp_path: Path) -> None:
     path.write_text(
         "sparsity_weight: {G: 5e-12, D: 1e-3}\n"
         "threshold: {units: {G: layer_std, D: spectral}, optimizer: {lr: 1.0e-3}}\n"
-        "networks: {D: null, G: {exclude: [rgb]}}\nregeneration: {recurrent: [G], augmented: false}\n"
+        "networks: {D: {vectors: true}, G: {exclude: [rgb]}}\nregeneration: {recurrent: [G], augmented: false}\n"
         "target: {G: 0.5, by: 100}\n"
     )
     policy = Policy.load(path)
     assert policy.sparsity_weight == {"G": 5e-12, "D": 1e-3}  # YAML 1.1 reads 5e-12 as text
-    assert policy.networks["D"] is None
+    assert policy.networks["D"].vectors
     assert policy.networks["G"].exclude == ("rgb",)
     assert policy.regeneration == RegenerationPolicy(recurrent=("G",), augmented=None)
     assert policy.target == TargetPolicy(G=0.5, by=100)

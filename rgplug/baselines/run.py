@@ -10,6 +10,7 @@ from typing import Any
 
 from rgplug import schema
 from rgplug.baselines.host import Attachment, Build, Host, checked
+from rgplug.baselines.methods import applicable
 from rgplug.baselines.results import best_layers, from_records, write_whole
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
@@ -99,15 +100,15 @@ class Training:
         records = history_of(self.folder)
         if not records:
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
-        augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric
+        metric = rg.policy.metric
         if metric is None and not any(r["metric_name"] or r["metric"] is not None for r in records):
             raise RgplugError(
                 "no evaluation of the run has a value: the host's end_epoch gives none that is finite, and the policy "
                 "names no metric; set metric.real (--set metric.real=FOLDER), or pass the host's value with metric_name"
             )
-        higher = (augmented is not None and augmented.higher_is_better) or (
-            metric is not None and metric.distance == "is"
-        )
+        said = self.common.get("regeneration", {})  # for all methods, those that do not regenerate too
+        said = (said.get("augmented") or {}).get("higher_is_better") if isinstance(said, Mapping) else None
+        higher = rg.policy.higher_is_better if said is None else bool(said)
         run = self.folder.relative_to(self.root).as_posix()
         found = from_records(records, self.method, self.seed, run, None if metric is None else metric.samples, higher)
         layers = best_layers(records, found["best_epoch"])
@@ -117,7 +118,7 @@ class Training:
 
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
     """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
-    return Policy.load(schema.merge(schema.resolve(dict(common), PRESETS), method))
+    return Policy.pooled(applicable(schema.resolve(dict(common), PRESETS), method), method)
 
 
 def _first_difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rgplug import kernels
+from rgplug.callers import level_of_host
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
@@ -25,7 +27,7 @@ from rgplug.methods.balance import BalanceRatio, adjusted_density
 from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest
 from rgplug.methods.two_of_four import exchange
-from rgplug.policy import BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
+from rgplug.policy import END, BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
 from rgplug.units import Block, Fours, Units, spared
 
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
@@ -65,9 +67,11 @@ class Sparse(Method):
         self.masks: MaskPolicy = policy.masks
         explores = policy.exploration is not None and network in policy.exploration.networks
         self.exploration: ExplorationPolicy | None = None
+        self._unsaid = False
         if policy.exploration is not None and explores:
             own = {key: policy.of(getattr(policy.exploration, key), network) for key in ("every", "end")}
-            self.exploration = replace(policy.exploration, **own)
+            self._unsaid = own["end"] is None  # when exploration ends: said once when it does
+            self.exploration = replace(policy.exploration, every=own["every"], end=own["end"] or END)
         self.balance: BalancePolicy | None = policy.balance if network == "D" else None
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
@@ -143,6 +147,13 @@ class Sparse(Method):
         momentum.mul_(MOMENTUM).add_(grad, alpha=1 - MOMENTUM)
 
     def update(self, weights: list[MaskedWeight], step: Step) -> None:
+        if self._unsaid and not step.auxiliary and any(w.steps > END for w in weights):
+            self._unsaid = False
+            warnings.warn(
+                f"rgplug: {self.network}'s masks stay from here on, after {END:,} steps, and training goes on; set "
+                "exploration.end to the steps that the run has",
+                stacklevel=level_of_host(),
+            )
         if step.auxiliary or not any(self._explores(w.steps) or self._adjusts(w.steps) for w in weights):
             return
         arrived = list(self.units.arrived(weights))

@@ -136,7 +136,7 @@ class ThresholdOptimizer:
     def _build(
         self, weights: list[MaskedWeight], host: torch.optim.Optimizer | None, groups: Mapping[int, dict[str, Any]]
     ) -> _Flat:
-        cls: type = torch.optim.Adam if host is None else _class_of(host)
+        cls: type = torch.optim.Adam if host is None else class_of(host)
         if host is None and "lr" not in self.overrides:
             raise RgplugError(
                 f"no torch optimizer steps {self.network}'s weights, so its thresholds cannot inherit one; "
@@ -156,14 +156,14 @@ class ThresholdOptimizer:
             )
         try:
             return _Flat(weights, cls, settings, state)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RgplugError(
                 f"the thresholds of {self.network} cannot inherit the optimizer {cls.__name__} ({error}); "
                 "give its weights an optimizer that is made from params and the settings in its param group"
             ) from error
 
     def _settings(self, cls: type, group: Mapping[str, Any], flat: Tensor) -> dict[str, Any]:
-        known = _parameters_of(cls)
+        known = parameters_of(cls)
         settings = {k: v for k, v in group.items() if k in known and k not in _OWN}
         for key, value in self.overrides.items():
             if key not in known:
@@ -178,14 +178,14 @@ class ThresholdOptimizer:
         return settings
 
 
-def _class_of(optimizer: torch.optim.Optimizer) -> type:
+def class_of(optimizer: torch.optim.Optimizer) -> type:
     """Class of an optimizer, or of the one that it wraps (Lookahead and the like)."""
     inner = next((v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)), None)
-    return type(optimizer) if inner is None else _class_of(inner)
+    return type(optimizer) if inner is None else class_of(inner)
 
 
 @functools.cache
-def _parameters_of(cls: type) -> frozenset[str]:
+def parameters_of(cls: type) -> frozenset[str]:
     """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
     names: set[str] = set()
     for base in cls.__mro__:
