@@ -15,6 +15,7 @@ from rgplug.errors import RgplugError
 
 MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 10_000  # with every alias written out
+MAX_DEPTH = 30  # of groups in groups
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _WHOLE = re.compile(r"^(?:[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+)$")
@@ -26,7 +27,20 @@ _FIRST = list("-+.0123456789")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the numbers of YAML 1.2 (and `_` between digits)."""
+    """SafeLoader with the numbers of YAML 1.2 (and `_` between digits), which stops at the bounds above."""
+
+    label = ""  # what messages call the text
+    depth = nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.depth > MAX_DEPTH:
+            raise RgplugError(f"{self.label} is no policy: it is nested more than {MAX_DEPTH} levels deep")
+        _check_count(self.nodes, self.label)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -70,19 +84,14 @@ def parse(text: str, name: str) -> Any:
     loader = None
     try:
         loader = _Loader(text)  # which refuses characters that YAML does not allow
+        loader.label = name
         node = loader.get_single_node()
         if node is None:
             return None
-        if _values(node, name, {}) > MAX_VALUES:
-            raise RgplugError(
-                f"{name} holds more than {MAX_VALUES:,} values once its aliases are written out; write them out, or "
-                "leave some away"
-            )
+        _check_count(_values(node, name, {}), name)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RgplugError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise RgplugError(f"{name} is no policy: it is nested too deeply") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:  # PyYAML's own, of dates such as 2020-13-45
         raise RgplugError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
     finally:
@@ -94,6 +103,13 @@ def dump(value: Any) -> str:
     """YAML text of plain dicts, lists, numbers and text, which `parse` reads back as it was."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
     return text
+
+
+def _check_count(values: int, name: str) -> None:
+    if values > MAX_VALUES:
+        raise RgplugError(
+            f"{name} holds more than {MAX_VALUES:,} values, counted with its aliases written out; leave some of them out"
+        )
 
 
 def _values(node: yaml.Node, name: str, known: dict[int, int]) -> int:
