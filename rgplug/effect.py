@@ -139,8 +139,8 @@ def without_effect(policy: Policy, key: str, attached: Collection[str] = ("G", "
     method = policy.method
     if not reads(method, key):
         readers = READ_BY[key.partition(".")[0]]
-        instead = f", or give {_INSTEAD[method]}" if key.startswith(("masks.density", "target", "cycle.s")) else ""
-        instead = instead if method in _INSTEAD else ""
+        density = key.startswith(("masks.density", "target", "cycle.sparsity"))
+        instead = f", or give {_INSTEAD[method]}" if density and method in _INSTEAD else ""
         return f"method {method} does not read it ({' and '.join(readers)} do); leave it out{instead}"
     for condition in COUNTS_IF:
         if key.startswith(condition.keys) and not condition.holds(policy):

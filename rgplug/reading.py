@@ -90,6 +90,8 @@ def parse(text: str, name: str) -> Any:
             return None
         _check_count(_values(node, name, {}), name)
         return loader.construct_document(node)
+    except RgplugError:
+        raise
     except yaml.YAMLError as error:
         raise RgplugError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:  # PyYAML's own, of dates such as 2020-13-45
@@ -108,7 +110,7 @@ def dump(value: Any) -> str:
 def _check_count(values: int, name: str) -> None:
     if values > MAX_VALUES:
         raise RgplugError(
-            f"{name} holds more than {MAX_VALUES:,} values, counted with its aliases written out; leave some of them out"
+            f"{name} holds more than {MAX_VALUES:,} values, counted with its aliases written out; leave some out"
         )
 
 

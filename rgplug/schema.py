@@ -17,13 +17,25 @@ from rgplug.errors import RgplugError
 
 LARGEST = 2**53  # whole numbers beyond it are no counts of anything, and no float holds them exactly
 _DEEPEST = 8  # dots in a key
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 _OTHER_NAMES = {  # what people call the networks
     **dict.fromkeys(("generator", "gen", "g", "netg", "g_ema"), "G"),
     **dict.fromkeys(("discriminator", "disc", "critic", "d", "netd"), "D"),
 }
 _YES, _NO = ("yes", "on", "true", "y"), ("no", "off", "false", "n")
+
+
+class _Short(reprlib.Repr):
+    """repr of a bounded length, of numbers too that Python itself does not print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) <= LARGEST else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
 
 
 def resolve(
@@ -132,8 +144,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def shown(value: Any) -> str:
     """repr of a value on one line of reasonable length, whatever the value is."""
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, Path):
         value = str(value)
     return " ".join(_SHORT.repr(value).split())
@@ -188,9 +198,11 @@ def _one_of(hint: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
             return _convert(arg, value, path)
         except RgplugError as error:
             errors.append(error)
-    others = [a for a in args if a is not type(None)]
-    if len(others) == 1:
-        raise errors[0]
+    kinds = [a for a in args if a is not type(None)]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    of_numbers = [e for kind, e in zip(kinds, errors) if number and kind in (int, float)]
+    if of_numbers or len(kinds) == 1:
+        raise (of_numbers or errors)[-1]
     deeper = next((e for e in errors if str(e).split(" ")[0] != path), None)
     raise deeper or RgplugError(f"{path} is {shown(value)}; {_allowed(hint)}")
 
