@@ -19,12 +19,12 @@ from rgplug import effect
 from rgplug.callers import level_of_host
 from rgplug.errors import RgplugError
 from rgplug.logs import check_logger
-from rgplug.methods.threshold_optimizer import class_of, parameters_of
+from rgplug.methods.threshold_optimizer import NOT_ELEMENTWISE, class_of, parameters_of
 from rgplug.metrics.features import check_features
 from rgplug.metrics.sources import check_source
 from rgplug.policy import Policy
 from rgplug.processes import rank
-from rgplug.schema import shown
+from rgplug.schema import LARGEST, shown
 
 # settings that a threshold's optimizer gets from rgplug, whatever the policy says
 _FIXED = ("params", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable")
@@ -75,7 +75,9 @@ def check_threshold_settings(settings: Mapping[str, Any], optimizers: Any = None
     for key, value in settings.items():
         items = value if isinstance(value, (list, tuple)) else [value]
         for item in items:
-            number = isinstance(item, (int, float)) and math.isfinite(item)
+            number = isinstance(item, (int, float)) and (
+                abs(item) <= LARGEST if isinstance(item, int) else math.isfinite(item)
+            )
             if not (number or (item is None and item is value)):
                 raise RgplugError(
                     f"policy.threshold.optimizer.{key} is {shown(value)}; it has to be a finite number, a list of "
@@ -85,7 +87,9 @@ def check_threshold_settings(settings: Mapping[str, Any], optimizers: Any = None
     classes: list[type] = given or [
         c
         for c in vars(torch.optim).values()
-        if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
+        if isinstance(c, type)
+        and issubclass(c, torch.optim.Optimizer)
+        and c.__name__ not in ("Optimizer", *NOT_ELEMENTWISE)
     ]
     for key in settings:
         where = " or ".join(sorted({c.__name__ for c in given})) or "any optimizer of torch.optim"

@@ -129,7 +129,9 @@ def with_common(baseline: Baseline, own: Mapping[str, Any], scale: Scale) -> Bas
     """The method with the keys on top that the user wrote for all methods, where it would set them otherwise itself."""
     policy = scale.policy(baseline)
     leaves = schema.leaves(applicable(own, policy))
-    on_top = schema.resolve({key: value for key, value in leaves.items() if _sets(policy, key)}, {})
+    # a target is on top too: the schedule has to know of it
+    found = {key: value for key, value in leaves.items() if _sets(policy, key) or key.startswith("target.")}
+    on_top = schema.resolve(found, {})
     return replace(baseline, own=schema.merge(on_top, baseline.own))
 
 

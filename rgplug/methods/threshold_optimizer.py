@@ -21,7 +21,7 @@ from rgplug.masking import MaskedWeight
 
 # settings of the host's group that mean nothing for a threshold, or are chosen here
 _OWN = {"params", "param_names", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
-_NOT_ELEMENTWISE = {"LBFGS", "Adafactor", "Muon", "SparseAdam"}
+NOT_ELEMENTWISE = {"LBFGS", "Adafactor", "Muon", "SparseAdam"}
 
 
 class _Flat:
@@ -149,7 +149,7 @@ class ThresholdOptimizer:
             state[key] = torch.cat([s[key] for s in states]).to(_threshold(weights[0])) if joined else first
         group = groups.get(id(weights[0].param), {})
         settings = self._settings(cls, group, _threshold(weights[0]))
-        if cls.__name__ in _NOT_ELEMENTWISE:
+        if cls.__name__ in NOT_ELEMENTWISE:
             raise RgplugError(
                 f"{self.network}'s optimizer is {cls.__name__}, whose update is not elementwise, so thresholds cannot "
                 "inherit it; give its weights a torch.optim.Adam or SGD"
