@@ -21,7 +21,7 @@ def check(policy: Policy) -> None:
     """Raise RgplugError with the key that is wrong, and what it may be."""
     for path, value, low, high in _ranges(policy):
         if value is not None and not low <= value <= high:
-            share = f"; did you mean {value / 100:g}?" if high == 1 < value <= 100 else ""  # 50 for 50 %
+            share = f"; did you mean {value / 100:g}?" if high <= 1 < value <= 100 * high else ""  # 50 for 50 %
             raise RgplugError(f"policy.{path} is {value:g}; it has to lie between {low:g} and {high:g}{share}")
     _check_networks(policy)
     _check_augmented(policy)

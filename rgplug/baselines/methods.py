@@ -64,6 +64,18 @@ class Scale:
     length: int | None = None  # iterations of G in a run
     n_critic: int = 1  # steps of D per iteration of G
 
+    def __post_init__(self) -> None:
+        asked = self.density if isinstance(self.density, Mapping) else {"": self.density}
+        for name, density in asked.items():
+            if name not in ("", "G", "D"):
+                raise RgplugError(f"the density names {schema.name_of(name)!r}, which is no network; give G=..., D=...")
+            if density is not None and not 0 < density <= 1:
+                share = f"; did you mean {density / 100:g}?" if 1 < density <= 100 else ""
+                raise RgplugError(f"the density is {density:g}; it has to lie between 0 and 1{share}")
+        for what, value in (("length", self.length), ("n_critic", self.n_critic)):
+            if value is not None and value < 1:
+                raise RgplugError(f"{what} is {value}; it counts iterations, and has to be 1 or more")
+
     def policy(self, baseline: Baseline) -> dict[str, Any]:
         """The method's policy, with its density and its schedule (published ones, as shares of the run), and the keys
         that the user wrote for it, which count over both."""
