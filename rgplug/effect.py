@@ -108,7 +108,7 @@ def changes(policy: Policy) -> frozenset[str]:
 
 
 def _changes(group: Any, default: Any, path: str) -> Iterator[str]:
-    for f in dataclasses.fields(group):
+    for f in (f for f in dataclasses.fields(group) if not f.name.startswith("_")):
         key, value, usual = f"{path}{f.name}", getattr(group, f.name), getattr(default, f.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _changes(value, usual if dataclasses.is_dataclass(usual) else type(value)(), f"{key}.")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from rgplug import effect, reading, schema
 from rgplug.presets import PRESETS
@@ -194,7 +194,8 @@ class Policy:
     start: StartPolicy | None = None
     snapshots: SnapshotPolicy | None = None
     log: tuple[str, ...] = ()  # tensorboard, wandb: get the numbers of each record
-    _own: ClassVar[frozenset[str] | None] = None  # keys that the user wrote; None: made in Python, what differs counts
+    # no key of the policy: those that the user wrote; None: made in Python, where what differs from the default counts
+    _own: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def load(source: Policy | Mapping[str, Any] | str | Path) -> Policy:
@@ -249,9 +250,8 @@ class Policy:
 
     def _remember(self, own: frozenset[str]) -> Policy:
         """This policy, with the keys that its user wrote. Raises RgplugError for one that has no effect."""
-        object.__setattr__(self, "_own", own)
         effect.check(self, own)
-        return self
+        return replace(self, _own=own)
 
     @property
     def own_keys(self) -> frozenset[str]:

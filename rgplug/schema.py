@@ -53,7 +53,7 @@ def resolve(
             f"policy is a {type(source).__name__}; give a path to YAML, a dict, a Policy or a preset's name"
         )
     base = data.pop("base", None)
-    if base is not None and not isinstance(base, (str, Path, Mapping)):
+    if base is not None and not isinstance(base, (str, Path)):
         raise RgplugError(f"policy.base is {shown(base)}; it has to be a preset's name or a path to YAML")
     if base is not None and str(base) in seen:
         raise RgplugError(
@@ -122,7 +122,7 @@ def build(cls: Any, data: Any, path: str) -> Any:
     """A dataclass from a mapping. Raises RgplugError with the path of the wrong key and the nearest valid one."""
     if not isinstance(data, Mapping):
         raise RgplugError(f"{path} is {shown(data)}; it has to be a group of keys")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls) if not f.name.startswith("_")}
     hints = typing.get_type_hints(cls)
     for key in data:
         if not isinstance(key, str) or key not in fields:
@@ -269,7 +269,8 @@ def _allowed(hint: Any) -> str:
 def plain(value: Any) -> Any:
     """Dataclasses, mappings and tuples as dicts and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = [f.name for f in dataclasses.fields(value) if not f.name.startswith("_")]
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value

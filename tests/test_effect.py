@@ -135,3 +135,13 @@ def test_a_target_without_a_time_says_how_long_it_takes(target: dict[str, Any], 
         assert f"({says}) is reached over the first 20,000 steps" in lines[0]
         assert "target.by" in lines[0]
         assert caught[0].filename == __file__
+
+
+def test_what_an_adapter_adds_leaves_the_user_s_keys_known() -> None:
+    """Adapters add the host's batch size with dataclasses.replace."""
+    policy = dataclasses.replace(Policy.load({"target": {"G": 0.5, "by": 20000}}), batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rgplug.attach(linear([[1.0]]), policy=policy)
+    assert policy.own_keys == {"target.G", "target.by"}
+    assert "_own" not in policy.to_dict()
