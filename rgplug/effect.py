@@ -48,13 +48,8 @@ class Condition:
 
 COUNTS_IF = (
     Condition(
-        ("masks.density", "masks.criterion", "masks.distribution", "masks.sampling"),
-        lambda p: p.masks.file is None,
-        "masks.file says which weights are kept",
-    ),
-    Condition(
         ("masks.sampling",),
-        lambda p: p.masks.criterion == "random" and p.masks.distribution != "global",
+        lambda p: p.masks.file is not None or (p.masks.criterion == "random" and p.masks.distribution != "global"),
         "weights are drawn one by one only with criterion: random and a density per layer (erk, er, uniform)",
     ),
 )
@@ -131,6 +126,16 @@ def check(policy: Policy, own: Collection[str], attached: Collection[str] = ("G"
             raise RgplugError(
                 f"policy.{name} is [{', '.join(networks)}], and {_missing(policy, networks[0])}, so that nothing would "
                 f"be {'exchanged' if name.startswith('exploration') else 'pruned'}; name a network that is there"
+            )
+
+
+def check_base(policy: Policy, keys: Mapping[str, Any]) -> None:
+    """Raise RgplugError where a method is written over a preset of another method, whose keys it does not read."""
+    for key in written(keys):
+        if not reads(policy.method, key):
+            raise RgplugError(
+                f"policy.{key} comes from the base and has no effect, since method {policy.method} does not read it; "
+                f"begin with base: {policy.method}"
             )
 
 

@@ -212,7 +212,11 @@ class Policy:
         if whole:
             keys = _direction_by_name(keys)
         policy = Policy._built(keys)
-        return policy._remember(effect.changes(policy) if whole else frozenset(effect.written(keys_of_user(source))))
+        if whole:
+            return policy._remember(effect.changes(policy))
+        policy = policy._remember(frozenset(effect.written(keys_of_user(source))))
+        effect.check_base(policy, keys)
+        return policy
 
     def changed(self, changes: Mapping[str, Any] | str | Path) -> Policy:
         """A policy with some keys replaced: {"masks.density": 0.2}, or a YAML file of such keys. Raises RgplugError.

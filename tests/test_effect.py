@@ -34,7 +34,10 @@ from rgplug.presets import PRESETS
         ({"base": "stu-gan-d", "networks": {"D": None}}, ["exploration.networks is [D]", "left dense", "exchanged"]),
         ({"base": "rg-gan-dp-d", "networks": {"D": None}}, ["threshold.networks is [D]", "pruned"]),
         ({"base": "re-gan", "networks": {"G": None}}, ["cycle.networks is [G]", "left dense"]),
-        ({"base": "sparse", "masks": {"file": "f", "density": 0.2}}, ["masks.density", "masks.file says"]),
+        (
+            {"base": "pf-global", "method": "rg-gan"},
+            ["masks.density", "comes from the base", "begin with base: rg-gan"],
+        ),
         ({"base": "sparse", "masks.distribution": "global", "masks.sampling": "bernoulli"}, ["masks.sampling", "erk"]),
     ],
 )
