@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,11 +244,15 @@ def survives(policy: Any, optimizer: type = torch.optim.Adam) -> bool:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a file and images in it, which is the present one too: a run_dir may be any word."""
     path = tmp_path_factory.mktemp("fuzz")
     (path / "a").write_text("a file")
     np.savez(path / "real.npz", images=np.random.default_rng(0).integers(0, 255, (8, 4, 4, 3), np.uint8))
-    return path
+    before = Path.cwd()
+    os.chdir(path)
+    yield path
+    os.chdir(before)
 
 
 ACCEPTED = [0, 0]  # refused, accepted
