@@ -68,7 +68,9 @@ class Accounting:
         and mean densities, sum over D steps of (3 F_D 2 B + F_G B) plus sum over G steps of (3 F_G + 3 F_D) B_g.
         """
         if self.batch["G"] is None or self.batch["D"] is None or "D" not in self._networks:
-            self.unknown = "set batch_size in the policy, and attach D, to have FLOPs counted"
+            attached = "" if "D" in self._networks else "attach D, and do not leave it out of the policy"
+            batch = "" if None not in self.batch.values() else "set batch_size in the policy"
+            self.unknown = f"{' and '.join(s for s in (batch, attached) if s)}, to have FLOPs counted"
             return None
         if not self.macs:
             if self.unknown:
@@ -130,5 +132,10 @@ class Accounting:
     def __str__(self) -> str:
         flops, images = self.flops(), self.real_images
         cost = f"training FLOPs {flops:.4g}" if flops is not None else f"training FLOPs unknown ({self.unknown})"
-        shown = f"{images:,}" if images is not None else "unknown (set batch_size in the policy)"
+        if "D" not in self._networks:  # nobody counts its steps
+            absent = "left dense (networks: {D: null})" if "D" in self._modules else "not attached"
+            missing = f"D is {absent}: say it with rg.accounting.shown(images)"
+        else:
+            missing = "set batch_size in the policy"
+        shown = f"{images:,}" if images is not None else f"unknown ({missing})"
         return f"real images shown to D {shown}, {cost}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rgplug import coverage, layers, select
+from rgplug import before_attach, coverage, layers, select
 from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.empty_filters import Probe
@@ -51,6 +51,7 @@ def attach(
     policy = from_environment(Policy.load(policy))
     modules = {"G": G} if D is None else {"G": G, "D": D}
     _check_modules(modules)
+    before_attach.check(policy, list(modules), optimizers)
     candidates: dict[str, list[select.Candidate]] = {}
     for label, module in modules.items():
         rules = policy.networks.get(label, NetworkPolicy())
@@ -160,7 +161,9 @@ def _method(policy: Policy, label: str, ratio: BalanceRatio | None, units: Units
 def _check_modules(modules: Mapping[str, nn.Module]) -> None:
     for label, module in modules.items():
         if not isinstance(module, nn.Module):
-            raise RgplugError(f"{label} is a {type(module).__name__}; attach needs an nn.Module")
+            several = isinstance(module, (list, tuple)) and all(isinstance(m, nn.Module) for m in module)
+            advice = f"; put several networks into one: nn.ModuleList({label})" if several and module else ""
+            raise RgplugError(f"{label} is a {type(module).__name__}; attach needs an nn.Module{advice}")
         if unwrap(module) in attached_networks:
             raise RgplugError(f"{label} is attached already; call detach() on its controller first")
     if len({id(unwrap(m)) for m in modules.values()}) < len(modules):

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rgplug import schema
+from rgplug import reading, schema
 from rgplug.baselines.methods import METHODS
 from rgplug.errors import RgplugError
-from rgplug.presets import PRESETS
 from rgplug.version import __version__
 
 
@@ -147,8 +144,9 @@ def _compare(args: argparse.Namespace) -> None:
     from rgplug.baselines.host import HostFile
     from rgplug.baselines.methods import Scale
 
-    common = schema.resolve(args.policy or {}, PRESETS)
-    common = schema.merge(common, schema.resolve(dict(_pair(text) for text in args.set), {}))
+    common: dict[str, Any] = {} if args.policy is None else {"base": args.policy}
+    for text in args.set:
+        common = schema.merge(common, schema.resolve(dict([_pair(text)]), {}))
     scale = Scale(_density(args.density), args.length, args.n_critic)
     methods = [name.strip() for name in args.methods.split(",") if name.strip()]
     host = HostFile(str(Path(args.host).resolve()), tuple(args.rest))
@@ -163,13 +161,7 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise RgplugError(f"--set {text!r} has no value; write KEY=VALUE, e.g. --set metric.real=FOLDER")
-    try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise RgplugError(
-            f"--set {text[:60]!r} has no valid YAML after the =: {reason[:200]}; put text in quotes"
-        ) from None
+    return key, reading.parse(value, f"the value of --set {text!r}")
 
 
 def _density(text: str | None) -> float | dict[str, float] | None:

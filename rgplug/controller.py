@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -68,6 +69,8 @@ class Controller:
         self.records: list[history.Record] = []  # the last RECORDS_KEPT; history.jsonl has all
         self.epoch = 0
         augmented = policy.regeneration.augmented
+        if augmented is not None:
+            augmented = replace(augmented, higher_is_better=policy.higher_is_better)
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
         self.monitor = Monitor(networks, self.accounting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from rgplug.before_attach import check_folder
 from rgplug.data import write_folder
 from rgplug.errors import RgplugError
 
@@ -22,6 +23,7 @@ def demo(
 
     if data is not None and not data.is_dir():
         raise RgplugError(f"--data: there is no folder {data}")
+    check_folder(str(out), "--out")
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = write_folder(out / "robots")

@@ -37,12 +37,8 @@ class TensorBoard:
     """Event files in the run folder; the step is the epoch."""
 
     def __init__(self, folder: str | None):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RgplugError(
-                "policy.log asks for tensorboard, which is not installed (pip install tensorboard); leave it out"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(folder)
 
     def write(self, record: Record) -> None:
@@ -58,12 +54,8 @@ class WeightsAndBiases:
     """The host's run, if it has begun one; else a run of its own, which ends with the controller."""
 
     def __init__(self, policy: Policy):
-        try:
-            import wandb
-        except ImportError as error:
-            raise RgplugError(
-                "policy.log asks for wandb, which is not installed (pip install wandb); leave it out"
-            ) from error
+        import wandb
+
         self._own = wandb.run is None
         if self._own and policy.run_dir is not None:
             Path(policy.run_dir).mkdir(parents=True, exist_ok=True)
@@ -77,6 +69,20 @@ class WeightsAndBiases:
             self._run.finish()
 
 
+def check_logger(name: str) -> None:
+    """Raise RgplugError where the package of a logger (policy.log) is missing. Opens nothing."""
+    try:
+        if name == "tensorboard":
+            import torch.utils.tensorboard  # noqa: F401
+        else:
+            import wandb  # noqa: F401
+    except ImportError as error:
+        raise RgplugError(
+            f"policy.log asks for {name}, which is not installed (pip install {name}); leave it out"
+        ) from error
+
+
 def open_logger(name: str, policy: Policy) -> Logger:
     """The logger of that name (policy.log). Raises RgplugError where its package is missing."""
+    check_logger(name)
     return TensorBoard(policy.run_dir) if name == "tensorboard" else WeightsAndBiases(policy)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from rgplug import schema
+from rgplug import effect, reading, schema
 from rgplug.presets import PRESETS
 from rgplug.validation import check
+
+END = 50_000  # steps that exploration lasts where nobody says (STU-GAN's runs on CIFAR are as long)
 
 Units = Literal["absolute", "layer_std", "spectral"]
 Granularity = Literal["weight", "kernel", "filter", "2:4"]
@@ -55,7 +55,7 @@ class AugmentedPolicy:
     include_current: bool = True  # True: as released; False: the previous `window` values, as the paper words it
     hysteresis: float = 0.0  # share of the average by which the metric must miss it before the phase changes
     dwell: int = 1  # evaluations that a phase lasts at least
-    higher_is_better: bool = False
+    higher_is_better: bool | None = None  # null: by the metric's name (inception score: higher), else lower is better
     networks: tuple[str, ...] = ("G", "D")
 
 
@@ -88,7 +88,9 @@ class ExplorationPolicy:
     every: int | Mapping[str, int] = 1000  # steps of the network from one exchange to the next; or {G: ..., D: ...}
     fraction: float = 0.5  # of a layer's active weights, at the beginning
     final: float = 0.005  # and at the end, on a cosine
-    end: int | Mapping[str, int] = 50000  # steps of the network after which masks stay; or {G: ..., D: ...}
+    # steps of the network after which masks stay, or {G: ..., D: ...}; null: the run's length where a comparison is
+    # told it (--length), else END
+    end: int | Mapping[str, int] | None = None
     grow: Literal["gradient", "random", "momentum"] = "gradient"
 
 
@@ -194,25 +196,81 @@ class Policy:
     start: StartPolicy | None = None
     snapshots: SnapshotPolicy | None = None
     log: tuple[str, ...] = ()  # tensorboard, wandb: get the numbers of each record
+    # no key of the policy: those that the user wrote; None: made in Python, where what differs from the default counts
+    _own: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def load(source: Policy | Mapping[str, Any] | str | Path) -> Policy:
         """Policy from a path to YAML, a dict, a Policy or the name of a preset; the key `base` names one to start from.
 
-        Raises RgplugError with the path of the wrong key and the nearest valid one.
+        Raises RgplugError with the path of the wrong key and the nearest valid one; for values that are out of range or
+        contradict each other; and for keys that the method does not read.
         """
         if isinstance(source, Policy):
-            source = source.to_dict()
-        policy: Policy = schema.build(Policy, _two_of_four(schema.resolve(source, PRESETS)), "policy")
-        check(policy)
+            policy = Policy._built(source.to_dict())
+            return policy._remember(effect.changes(policy) if source._own is None else source._own)
+        keys = schema.resolve(source, PRESETS)
+        whole = set(keys) >= _WHOLE
+        if whole:
+            keys = _direction_by_name(keys)
+        policy = Policy._built(keys)
+        if whole:
+            return policy._remember(effect.changes(policy))
+        policy = policy._remember(frozenset(effect.written(keys_of_user(source))))
+        effect.check_base(policy, keys)
         return policy
 
     def changed(self, changes: Mapping[str, Any] | str | Path) -> Policy:
-        """A policy with some keys replaced: {"masks.density": 0.2}, or a YAML file of such keys. Raises RgplugError."""
-        keys = _two_of_four(schema.resolve(changes, {}))
-        policy: Policy = schema.build(Policy, schema.merge(self.to_dict(), keys), "policy")
+        """A policy with some keys replaced: {"masks.density": 0.2}, or a YAML file of such keys. Raises RgplugError.
+
+        Where the method changes, keys that the new one does not read return to their defaults.
+        """
+        keys = schema.resolve(changes, {})
+        method = keys.get("method", self.method)
+        held = effect.readable(self.to_dict(), method) if method != self.method else self.to_dict()
+        before = effect.changes(self) if self._own is None else self._own
+        policy = Policy._built(schema.merge(held, keys))
+        if set(keys) >= _WHOLE:
+            return policy._remember(effect.changes(policy))
+        kept = {key for key in before if method == self.method or effect.reads(method, key)}
+        return policy._remember(frozenset(kept | set(effect.written(keys))))
+
+    @staticmethod
+    def pooled(*sources: Mapping[str, Any]) -> Policy:
+        """A policy from keys of several authors (a comparison's host, methods and command line), later ones on top.
+
+        Keys that have no effect are let pass: each of them is for some of the methods only.
+        """
+        keys: dict[str, Any] = {}
+        for source in sources:
+            keys = schema.merge(keys, source)
+        # of all keys only this one is asked for later on, as said or not said
+        return Policy._built(keys)._remember(frozenset(effect.written(keys)) & {"target.by"})
+
+    @staticmethod
+    def _built(keys: Mapping[str, Any]) -> Policy:
+        """The policy that these keys (without `base`) make. Checks values, not whether the method reads the keys."""
+        policy: Policy = schema.build(Policy, _two_of_four(dict(keys)), "policy")
         check(policy)
         return policy
+
+    def _remember(self, own: frozenset[str]) -> Policy:
+        """This policy, with the keys that its user wrote. Raises RgplugError for one that has no effect."""
+        effect.check(self, own)
+        return replace(self, _own=own)
+
+    @property
+    def own_keys(self) -> frozenset[str]:
+        """Dotted names of the keys that were written by the user and do not come from a preset."""
+        return effect.changes(self) if self._own is None else self._own
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the metric goes: as the policy says, else by the name of its own metric; a host's is a distance."""
+        augmented = self.regeneration.augmented
+        if augmented is not None and augmented.higher_is_better is not None:
+            return augmented.higher_is_better
+        return self.metric is not None and higher_is_better(self.metric.distance)
 
     def granularity_of(self, network: str) -> Granularity:
         return self.of(self.granularity, network) or "weight"
@@ -231,7 +289,12 @@ class Policy:
         return plain
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return reading.dump(self.to_dict())
+
+
+def keys_of_user(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """The keys of a policy that its user wrote, in files that it is based on too, without what presets bring along."""
+    return schema.resolve(source, {name: {} for name in PRESETS})
 
 
 def _two_of_four(keys: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +310,25 @@ def _two_of_four(keys: dict[str, Any]) -> dict[str, Any]:
     return {**keys, "granularity": own}
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric of that name, or a distance of `metric.distance`, is better where it is higher: the inception
+    score is ("is", "is_efficientnet_lite0"), Frechet and kernel distances are not."""
+    return metric == "is" or metric.startswith("is_")
+
+
+def _direction_by_name(keys: dict[str, Any]) -> dict[str, Any]:
+    """`higher_is_better: false` was the default, and was written out, before null was: beside `distance: is` it says
+    nothing, in a policy that has every key."""
+    metric, regeneration = keys.get("metric"), keys.get("regeneration")
+    augmented = regeneration.get("augmented") if isinstance(regeneration, Mapping) else None
+    score = isinstance(metric, Mapping) and metric.get("distance") == "is"
+    if score and isinstance(augmented, Mapping) and augmented.get("higher_is_better") is False:
+        return schema.merge(keys, {"regeneration": {"augmented": {"higher_is_better": None}}})
+    return keys
+
+
+# what only to_dict() writes side by side, in this version and the ones before
+_WHOLE = {"method", "threshold", "masks", "cycle", "regeneration", "target", "metric", "run_dir"}
 ENVIRONMENT = "RGPLUG_POLICY"
 
 

@@ -24,7 +24,7 @@ class AugmentedRegeneration:
 
     As released, the current value is part of its own average: with weights .1 .1 .2 .2 .4 the network stays sparse iff
     the metric is at most (h[-5] + h[-4] + 2 h[-3] + 2 h[-2]) / 6. Equality stays sparse, and so does a run with fewer
-    values than the window. RG-GAN, Algorithm 1.
+    values than the window. RG-GAN, Algorithm 1. The policy's higher_is_better is what Policy.higher_is_better says.
     """
 
     policy: AugmentedPolicy

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rgplug import schema
 from rgplug.errors import RgplugError
 
 if TYPE_CHECKING:
     from rgplug.policy import Policy
 
 INF = float("inf")
+LARGE = 1e30  # float32 tensors hold it, and its square root's square
+BATCH = 65_536  # images at a time
 LOGS = ("tensorboard", "wandb")
 
 
@@ -18,7 +21,8 @@ def check(policy: Policy) -> None:
     """Raise RgplugError with the key that is wrong, and what it may be."""
     for path, value, low, high in _ranges(policy):
         if value is not None and not low <= value <= high:
-            raise RgplugError(f"policy.{path} is {value}; it has to lie between {low:g} and {high:g}")
+            share = f"; did you mean {value / 100:g}?" if high <= 1 < value <= 100 * high else ""  # 50 for 50 %
+            raise RgplugError(f"policy.{path} is {value:g}; it has to lie between {low:g} and {high:g}{share}")
     _check_networks(policy)
     _check_augmented(policy)
     _check_methods(policy)
@@ -45,13 +49,29 @@ def _check_networks(policy: Policy) -> None:
     for key, value in named.items():
         for name in value if isinstance(value, (dict, tuple)) else ():
             if name not in ("G", "D"):
-                raise RgplugError(f"policy.{key}.{name} names no network; the networks are G and D")
+                near = schema.nearest(name, ("G", "D"))
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise RgplugError(
+                    f"policy.{key}.{schema.name_of(name)} names no network; the networks are G and D{hint}"
+                )
+    for label, network in p.networks.items():
+        if network is not None and not network.include:
+            raise RgplugError(
+                f"policy.networks.{label}.include is empty, so nothing of {label} would be managed; leave it out, or "
+                f"set networks: {{{label}: null}} to leave {label} dense"
+            )
 
 
 def _check_augmented(policy: Policy) -> None:
     augmented = policy.regeneration.augmented
     if augmented is None:
         return
+    if policy.metric is not None and augmented.higher_is_better not in (None, policy.metric.distance == "is"):
+        better = "higher" if policy.metric.distance == "is" else "lower"
+        raise RgplugError(
+            f"policy.regeneration.augmented.higher_is_better is {str(augmented.higher_is_better).lower()}, and with "
+            f"metric.distance: {policy.metric.distance} {better} is better; leave higher_is_better out"
+        )
     if len(augmented.weights) != augmented.window:
         raise RgplugError(
             f"policy.regeneration.augmented.weights has {len(augmented.weights)} values for a window of "
@@ -147,13 +167,14 @@ def _check_files(policy: Policy) -> None:
 def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
     rows: list[tuple[str, float | None, float, float]] = [
         ("threshold.guard", p.threshold.guard, 0.0, 1.0),
-        ("threshold.init", p.threshold.init, -INF, 1e30),
+        ("threshold.init", p.threshold.init, -LARGE, LARGE),
+        ("threshold.min", p.threshold.min, -LARGE, LARGE),
         ("cycle.sparsity", p.cycle.sparsity, 0.0, 0.999),
         ("cycle.warm_up", p.cycle.warm_up, 0, INF),
         ("cycle.period", p.cycle.period, 1, INF),
-        ("cycle.lr", p.cycle.lr, 0.0, INF),
+        ("cycle.lr", p.cycle.lr, 0.0, 1e6),
     ]
-    rows += [(f"sparsity_weight.{k}", v, 0.0, INF) for k, v in p.per_network(p.sparsity_weight).items()]
+    rows += [(f"sparsity_weight.{k}", v, 0.0, LARGE) for k, v in p.per_network(p.sparsity_weight).items()]
     rows += [(f"masks.density.{k}", v, 1e-9, 1.0) for k, v in p.per_network(p.masks.density).items()]
     if p.batch_size is not None:
         rows += [(f"batch_size.{k}", v, 1, INF) for k, v in p.per_network(p.batch_size).items()]
@@ -180,15 +201,15 @@ def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
             ("balance.end", b.end, 1, INF),
             ("balance.every", b.every, 1, INF),
             ("balance.measure", b.measure, 1, INF),
-            ("balance.window", b.window, 1, INF),
-            ("balance.batch", b.batch, 1, INF),
+            ("balance.window", b.window, 1, 1_000_000),
+            ("balance.batch", b.batch, 1, BATCH),
         ]
     if (t := p.target) is not None:
         rows += [(f"target.{n}", getattr(t, n), 1e-6, 1.0) for n in ("G", "D")]
         rows += [("target.start", t.start, 0, INF), ("target.by", t.by, t.start, INF)]
     if (m := p.metric) is not None:
-        rows += [("metric.samples", m.samples, 2, INF), ("metric.batch", m.batch, 1, INF)]
-        rows += [("metric.every", m.every, 1, INF)]
+        rows += [("metric.samples", m.samples, 2, 10_000_000), ("metric.batch", m.batch, 1, BATCH)]
+        rows += [("metric.every", m.every, 1, INF), ("metric.z_dim", m.z_dim, 1, 1_000_000)]
     if p.snapshots is not None:
         rows += [("snapshots.early", p.snapshots.early, 1, INF)]
     return rows

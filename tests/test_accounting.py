@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from common import Host
 from torch import nn
 
 import rgplug
@@ -136,3 +137,18 @@ def test_a_trace_that_fails_leaves_no_hooks_and_no_halves() -> None:
     assert rg.accounting.macs["G"].source == "torch.utils.flop_counter"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*G.modules(), *D.modules()])
     assert rg.accounting.flops() > 0
+
+
+def test_what_is_missing_is_what_is_missing() -> None:
+    """batch_size is set: what lacks is D."""
+    host = Host()
+    with rgplug.attach(host.G, None, {"batch_size": 4}) as rg:
+        said = str(rg.accounting)
+    assert "real images shown to D unknown (D is not attached: say it with rg.accounting.shown(images))" in said
+    assert "set batch_size" not in said
+    with rgplug.attach(host.G, host.D, {"batch_size": 4, "networks": {"D": None}}) as rg:
+        assert "D is left dense (networks: {D: null})" in str(rg.accounting)
+        rg.accounting.shown(8)
+        assert "shown to D 8," in str(rg.accounting)
+    with rgplug.attach(host.G, host.D) as rg:
+        assert "unknown (set batch_size in the policy)" in str(rg.accounting)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from common import adam
+from PIL import Image
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
@@ -127,7 +128,7 @@ def test_a_failure_at_any_point_is_undone(
             raise Broken
         return original(*args, **kwargs)
 
-    (tmp_path / "a.png").write_bytes(b"")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     host = Host()
     monkeypatch.setattr(owner, name, fails)
     policy = policy_of(base, tmp_path)
@@ -151,10 +152,14 @@ def test_no_run_is_opened_for_an_attach_that_fails(wandb: list[str]) -> None:
     assert wandb == []
 
 
+def _cannot_be_opened(*_: Any) -> None:
+    raise RgplugError("tensorboard cannot be opened")
+
+
 def test_a_logger_that_cannot_be_opened_closes_the_one_before(
     wandb: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("rgplug.logs.TensorBoard.__init__", _cannot_be_opened)
     host = Host()
     with pytest.raises(RgplugError, match="tensorboard"):
         rgplug.attach(host.G, host.D, {"base": "rg-gan", "threshold.init": 0.1, "log": ["wandb", "tensorboard"]})

@@ -52,7 +52,11 @@ def test_compare_and_report(images: Path, tmp_path: Path, capsys: pytest.Capture
     ("more", "sentence"),
     [
         (["--density", "much"], "--density is 'much'; give one number, or G=0.1,D=0.5"),
+        (["--density", "50"], "the density is 50; it has to lie between 0 and 1; did you mean 0.5?"),
+        (["--density", "g=0.5"], "the density names 'g', which is no network"),
+        (["--length", "0"], "length is 0"),
         (["--set", "metric.real"], "--set 'metric.real' has no value"),
+        (["--set", "batch_size=[1"], "the value of --set 'batch_size=[1' is no valid YAML"),
         (["--set", "metric.smples=3"], "did you mean 'samples'?"),
     ],
 )

@@ -63,6 +63,8 @@ def test_while_dense_there_is_nothing_to_export(tmp_path: Path) -> None:
     rg.networks["G"].go_dense()
     with pytest.raises(RgplugError, match=r"G trains dense at the moment .*take copy.deepcopy\(G\)"):
         rg.export(tmp_path / "G.safetensors")
+    with pytest.raises(RgplugError, match=r'rg\.detach\(finish="sparse"\) prunes G as its sparse phases do'):
+        rg.export()
     assert not list(tmp_path.iterdir())
     rg.networks["G"].go_sparse()
     assert rg.export() is not host.G

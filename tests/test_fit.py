@@ -11,6 +11,7 @@ import pytest
 import torch
 from common import Host, adam, different, set_grad, sgd, snapshot
 from fuzzed_files import rewritten
+from PIL import Image
 from torch import nn
 
 import rgplug
@@ -105,6 +106,7 @@ def test_the_sentence_names_the_key(states: dict[str, dict[str, Any]], saved: st
 def test_keys_that_may_differ(changes: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "a.png")
     host, rg = attached(THRESHOLDS)
     state = rg.state_dict()
     rg.detach()

@@ -56,10 +56,20 @@ def test_settings_of_its_own_replace_the_inherited_ones() -> None:
 
 def test_a_misspelt_setting_is_named() -> None:
     G = linear([[100.0]])
-    opt = sgd(G)
-    rgplug.attach(G, policy={"threshold": {"optimizer": {"learning_rate": 0.5}}})
-    set_grad(G, 1.0)
+    policy = {"threshold": {"optimizer": {"learning_rate": 0.5}}}
+    with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer\.learning_rate is no setting of any"):
+        rgplug.attach(G, policy=policy)
     with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer\.learning_rate.*SGD"):
+        rgplug.attach(G, policy=policy, optimizers=sgd(G))
+
+
+def test_a_setting_of_another_optimizer_is_named_at_the_first_step() -> None:
+    """Which class steps the weights is known then, where attach was not given it."""
+    G = linear([[100.0]])
+    opt = sgd(G)
+    rgplug.attach(G, policy={"threshold": {"optimizer": {"betas": [0.5, 0.9]}}})
+    set_grad(G, 1.0)
+    with pytest.raises(RgplugError, match=r"policy\.threshold\.optimizer\.betas.*SGD"):
         opt.step()
 
 

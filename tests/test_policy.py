@@ -10,7 +10,7 @@ from common import linear
 
 import rgplug
 from rgplug import Policy, RgplugError
-from rgplug.policy import AugmentedPolicy, RegenerationPolicy, TargetPolicy, ThresholdPolicy
+from rgplug.policy import AugmentedPolicy, MetricPolicy, RegenerationPolicy, TargetPolicy, ThresholdPolicy
 
 
 def test_method_alone_is_a_whole_policy() -> None:
@@ -42,12 +42,12 @@ def test_yaml_and_back(tmp_path: Path) -> None:
     path.write_text(
         "sparsity_weight: {G: 5e-12, D: 1e-3}\n"
         "threshold: {units: {G: layer_std, D: spectral}, optimizer: {lr: 1.0e-3}}\n"
-        "networks: {D: null, G: {exclude: [rgb]}}\nregeneration: {recurrent: [G], augmented: false}\n"
+        "networks: {D: {vectors: true}, G: {exclude: [rgb]}}\nregeneration: {recurrent: [G], augmented: false}\n"
         "target: {G: 0.5, by: 100}\n"
     )
     policy = Policy.load(path)
     assert policy.sparsity_weight == {"G": 5e-12, "D": 1e-3}  # YAML 1.1 reads 5e-12 as text
-    assert policy.networks["D"] is None
+    assert policy.networks["D"].vectors
     assert policy.networks["G"].exclude == ("rgb",)
     assert policy.regeneration == RegenerationPolicy(recurrent=("G",), augmented=None)
     assert policy.target == TargetPolicy(G=0.5, by=100)
@@ -116,6 +116,18 @@ def test_per_network_values() -> None:
         ("no/such/file.yaml", ["no/such/file.yaml"]),
         (None, ["NoneType"]),
         (["rg-gan"], ["list"]),
+        # what people write
+        ({"target": {"generator": 0.5}}, ["policy.target.generator", "did you mean 'G'"]),
+        ({"target": {"d": 0.5}}, ["policy.target.d", "did you mean 'D'"]),
+        ({"masks": {"density": {"critic": 0.5}}}, ["policy.masks.density.critic", "did you mean 'D'"]),
+        ({"networks": {"netG": None}}, ["policy.networks.netG", "did you mean 'G'"]),
+        ({"regeneration": {"recurrent": "yes"}}, ["policy.regeneration.recurrent", "true or false: write true"]),
+        ({"regeneration": {"recurrent": "False"}}, ["policy.regeneration.recurrent", "write false"]),
+        ({"base": "sparse", "masks.density": 50}, ["policy.masks.density", "is 50", "did you mean 0.5?"]),
+        ({"target": {"G": 70}}, ["policy.target.G", "did you mean 0.7?"]),
+        ({"base": "re-gan", "cycle.sparsity": 30}, ["policy.cycle.sparsity is 30", "did you mean 0.3?"]),
+        ({"base": 3}, ["policy.base is 3"]),
+        ({"networks": {"G": {"filter_dim": {3: 1}}}}, ["policy.networks.G.filter_dim", "has the key 3"]),
     ],
 )
 def test_what_is_wrong_is_said_with_its_path_and_what_is_allowed(source: Any, parts: list[str]) -> None:
@@ -167,3 +179,51 @@ def test_dotted_keys_of_any_depth() -> None:
 def test_a_missing_file_with_the_name_of_a_preset() -> None:
     with pytest.raises(RgplugError, match="; the preset of that name is 'rg-gan'"):
         Policy.load("rg-gan.yaml")
+
+
+SCORE = {"metric": {"real": "folder", "distance": "is"}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "higher"),
+    [
+        ({}, False),
+        (SCORE, True),
+        ({"metric": {"real": "folder", "distance": "kid"}}, False),
+        ({"metric": {"real": "folder"}}, False),
+        ({**SCORE, "regeneration.augmented.higher_is_better": True}, True),
+        ({"regeneration.augmented.higher_is_better": True}, True),
+        ({"regeneration.augmented.higher_is_better": False}, False),
+        ({"base": "stu-gan", **SCORE}, True),
+    ],
+)
+def test_which_way_the_metric_goes(policy: dict[str, Any], higher: bool) -> None:
+    loaded = Policy.load(policy)
+    assert loaded.higher_is_better is higher
+    assert Policy.load(loaded.to_dict()).higher_is_better is higher
+
+
+@pytest.mark.parametrize(("distance", "value"), [("is", False), ("frechet", True), ("kid", True)])
+def test_a_direction_against_the_metric_s_own(distance: str, value: bool) -> None:
+    metric = {"real": "folder", "distance": distance}
+    policy = {"metric": metric, "regeneration": {"augmented": {"higher_is_better": value}}}
+    with pytest.raises(
+        RgplugError, match=rf"higher_is_better is .*with metric\.distance: {distance} (higher|lower) is"
+    ):
+        Policy.load(policy)
+    with pytest.raises(RgplugError, match="higher_is_better"):
+        Policy.load("rg-gan").changed(policy)
+    with pytest.raises(RgplugError, match="higher_is_better"):
+        Policy.load(
+            Policy(
+                metric=MetricPolicy(real="folder", distance=distance),
+                regeneration=RegenerationPolicy(augmented=AugmentedPolicy(higher_is_better=value)),
+            )
+        )
+
+
+def test_the_old_default_beside_the_score_of_a_policy_that_was_written_out() -> None:
+    """Before null was the default, every policy that to_dict wrote had `higher_is_better: false`."""
+    old = Policy.load(SCORE).to_dict()
+    old["regeneration"]["augmented"]["higher_is_better"] = False
+    assert Policy.load(old).higher_is_better

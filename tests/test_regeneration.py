@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+from PIL import Image
+from torch import nn
 
+import rgplug
 from rgplug.policy import AugmentedPolicy
 from rgplug.regeneration import AugmentedRegeneration, weighted_average
 
@@ -105,3 +109,19 @@ def test_only_the_values_that_a_decision_needs_are_kept(include_current: bool) -
     assert rule.state_dict()["history"] == seen[-5:]
     rule.load_state_dict({"history": seen, "sparse": True, "evaluations": 1})  # a state from before kept all
     assert rule.history == seen[-5:]
+
+
+@pytest.mark.parametrize(
+    ("distance", "metrics"), [("is", (5.0, 4.0, 3.0, 2.0, 1.0)), ("kid", (1.0, 2.0, 3.0, 4.0, 5.0))]
+)
+def test_a_run_goes_dense_where_the_metric_of_its_policy_gets_worse(
+    distance: str, metrics: tuple[float, ...], tmp_path: Path
+) -> None:
+    """The inception score is better where it is higher, without anybody saying so."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    metric = {"real": str(tmp_path), "features": "efficientnet_lite0", "distance": distance}
+    for values, phase in ((metrics, "dense"), (metrics[::-1], "sparse")):
+        with rgplug.attach(nn.Linear(2, 2), policy={"metric": metric}) as rg:
+            for value in values:
+                rg.end_epoch(value, metric_name=distance)
+            assert rg.phase == phase

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from rgplug import schema
 from rgplug.baselines.host import Build, Functions, Host, Train
-from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, find
+from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, check_common, find, with_common
 from rgplug.baselines.names import check_names
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, finished_results, read_results
 from rgplug.baselines.run import policy_of
 from rgplug.baselines.tickets import check_rounds
 from rgplug.errors import RgplugError
-from rgplug.policy import PRESETS
+from rgplug.policy import PRESETS, Policy, keys_of_user
 
 LARGEST_SEED = 2**53  # whole numbers up to here stay what they are in any JSON reader
 
@@ -75,8 +75,10 @@ def run(
     _check_numbers(scale, early, jobs)
     root = Path(out).resolve()
     common = schema.resolve(policy or {}, PRESETS)
-    chosen = _with_needed(_baselines(methods))
+    own = keys_of_user(policy or {})
+    chosen = [with_common(b, own, scale) for b in _with_needed(_baselines(methods))]
     check_names([baseline.name for baseline in chosen], root)
+    check_common(own, [scale.policy(b) for b in chosen])
     for baseline in chosen:
         keys = scale.policy(baseline)
         if baseline.procedure in ("tickets", "random-init", "random-mask"):  # masks come from rounds
@@ -165,7 +167,8 @@ def _own(name: str, policy: Any) -> Baseline:
     """A method of the user's: a policy, trained as its base is (fine-tuned, where that is pf-*)."""
     base = policy.get("base") if isinstance(policy, Mapping) else policy
     known = METHODS.get(str(base), Baseline(name, {}))
-    return replace(known, name=name, policy=schema.resolve(policy, PRESETS))
+    Policy.load(policy)
+    return replace(known, name=name, policy=schema.resolve(policy, PRESETS), own=keys_of_user(policy))
 
 
 def _with_needed(chosen: list[Baseline]) -> list[Baseline]:

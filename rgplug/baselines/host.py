@@ -14,10 +14,11 @@ from torch import nn
 
 import rgplug
 from rgplug import schema
+from rgplug.baselines.methods import applicable
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.inspection import import_file
-from rgplug.policy import PRESETS
+from rgplug.policy import PRESETS, Policy
 
 Build = Callable[[], tuple[nn.Module, nn.Module]]
 Train = Callable[..., Any]
@@ -92,12 +93,13 @@ class Attachment:
     def __call__(
         self, G: nn.Module, D: nn.Module | None = None, policy: Any = None, optimizers: Any = None
     ) -> Controller:
-        """The method's keys count over the comparison's, and those over the host's."""
+        """The method's keys (with what the user wrote for all methods on top) count over the rest of the comparison's,
+        and those over the host's; what the method does not read is left out."""
         if self.controller is not None:
             raise RgplugError("the host's train called attach twice in one run; a run has one pair of networks")
         own = schema.resolve(policy or {}, PRESETS)
-        merged = schema.merge(schema.merge(own, self._common), self._method)
-        self.controller = rgplug.attach(G, D, merged, optimizers)
+        layers = [applicable(keys, self._method) for keys in (own, self._common)]
+        self.controller = rgplug.attach(G, D, Policy.pooled(*layers, self._method), optimizers)
         return self.controller
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rgplug import schema
+from rgplug import effect, schema
 from rgplug.errors import RgplugError
-from rgplug.policy import PRESETS, BalancePolicy
+from rgplug.policy import PRESETS, BalancePolicy, Policy
+from rgplug.warn import warn
 
 Procedure = Literal["train", "fine-tune", "tickets", "random-init", "random-mask"]
 Rewind = Literal["init", "early", "none"]
@@ -28,10 +29,13 @@ class Baseline:
     needs: str | None = None  # the method whose runs it builds on, seed by seed
     rewind: Rewind = "init"
     networks: tuple[str, ...] = field(default=("G", "D"))  # that tickets prune
+    own: Mapping[str, Any] = field(default_factory=dict)  # keys of the user: no schedule or density changes them
+    explores: float = 1.0  # share of the run after which masks stay
 
 
 METHODS: dict[str, Baseline] = {name: Baseline(name, policy) for name, policy in PRESETS.items()}
 METHODS |= {name: Baseline(name, PRESETS[name], "fine-tune", needs="dense") for name in ("pf-global", "pf-uniform")}
+METHODS["rigl"] = replace(METHODS["rigl"], explores=0.75)  # RigL, Sec. 3: masks stay in the last quarter
 METHODS |= {
     "tickets": Baseline("tickets", TICKET, "tickets", needs="dense"),
     "tickets-g": Baseline("tickets-g", TICKET, "tickets", needs="dense", networks=("G",)),
@@ -59,8 +63,21 @@ class Scale:
     length: int | None = None  # iterations of G in a run
     n_critic: int = 1  # steps of D per iteration of G
 
+    def __post_init__(self) -> None:
+        asked = self.density if isinstance(self.density, Mapping) else {"": self.density}
+        for name, density in asked.items():
+            if name not in ("", "G", "D"):
+                raise RgplugError(f"the density names {schema.name_of(name)!r}, which is no network; give G=..., D=...")
+            if density is not None and not 0 < density <= 1:
+                share = f"; did you mean {density / 100:g}?" if 1 < density <= 100 else ""
+                raise RgplugError(f"the density is {density:g}; it has to lie between 0 and 1{share}")
+        for what, value in (("length", self.length), ("n_critic", self.n_critic)):
+            if value is not None and value < 1:
+                raise RgplugError(f"{what} is {value}; it counts iterations, and has to be 1 or more")
+
     def policy(self, baseline: Baseline) -> dict[str, Any]:
-        """The method's policy, with its density and its schedule (published ones, as shares of the run)."""
+        """The method's policy, with its density and its schedule (published ones, as shares of the run), and the keys
+        that the user wrote for it, which count over both."""
         policy = schema.resolve(dict(baseline.policy), PRESETS)
         changes: dict[str, Any] = {}
         method = policy["method"]
@@ -71,7 +88,7 @@ class Scale:
             if policy.get("exploration"):
                 share = 0.005 if "balance" in policy else 0.02  # 500 of 100,000 (ADAPT), 1,000 of 50,000 (STU-GAN)
                 changes["exploration.every"] = {k: max(round(share * n), 1) for k, n in steps.items()}
-                changes["exploration.end"] = steps
+                changes["exploration.end"] = {k: max(round(baseline.explores * n), 1) for k, n in steps.items()}
             if policy.get("balance"):  # of 100,000 iterations of G; 100 ratios, one each 10 of 100,000
                 measure = max(round(self.length / 10_000), 1)
                 own = policy["balance"] if isinstance(policy["balance"], Mapping) else {}
@@ -83,9 +100,9 @@ class Scale:
             if method == "re-gan":  # 200 epochs and 100 of 1,000
                 changes["cycle.warm_up"] = round(0.2 * self.length)
                 changes["cycle.period"] = max(round(0.1 * self.length), 1)
-            if "target.G" in changes or "target.D" in changes:
+            if "target.G" in changes or "target.D" in changes or policy.get("target") or baseline.own.get("target"):
                 changes["target.by"] = round(0.6 * self.length)
-        return schema.merge(policy, schema.resolve(changes, {}))
+        return schema.merge(schema.merge(policy, schema.resolve(changes, {})), baseline.own)
 
     def _densities(self, policy: Mapping[str, Any]) -> dict[str, Any]:
         wanted = dict(self.density) if isinstance(self.density, Mapping) else {"G": self.density, "D": self.density}
@@ -99,3 +116,52 @@ class Scale:
             networks = policy.get("threshold", {}).get("networks", ("G", "D"))
             return {f"target.{k}": v for k, v in wanted.items() if k in networks}
         return {}
+
+
+def applicable(keys: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Of keys that are common to all methods those that a method reads. policy: the method's own keys.
+
+    A group that the method has turned off stays so: `exploration.every` makes no masks explore that are to stay.
+    """
+    found = {k: v for k, v in schema.leaves(keys).items() if _applies(k, v, policy)}
+    return schema.resolve(found, {})
+
+
+def _applies(key: str, value: Any, policy: Mapping[str, Any]) -> bool:
+    if not effect.reads(policy["method"], key):
+        return False
+    if key.startswith("masks.") and policy.get("masks", {}).get("file") and key != "masks.seed":
+        return False
+    on = {group: bool(policy.get(group)) for group in ("exploration", "balance")}
+    on["regeneration.augmented"] = policy.get("regeneration", {}).get("augmented") not in (False, None)
+    if "augmented" not in policy.get("regeneration", {}):
+        on["regeneration.augmented"] = policy["method"] == "rg-gan"
+    return all(is_on for group, is_on in on.items() if key == group or key.startswith(f"{group}."))
+
+
+def with_common(baseline: Baseline, own: Mapping[str, Any], scale: Scale) -> Baseline:
+    """The method with the keys on top that the user wrote for all methods, where it would set them otherwise itself."""
+    policy = scale.policy(baseline)
+    leaves = schema.leaves(applicable(own, policy))
+    # a target is on top too: the schedule has to know of it
+    found = {key: value for key, value in leaves.items() if _sets(policy, key) or key.startswith("target.")}
+    on_top = schema.resolve(found, {})
+    return replace(baseline, own=schema.merge(on_top, baseline.own))
+
+
+def check_common(own: Mapping[str, Any], policies: list[dict[str, Any]]) -> None:
+    """Keys that the user wrote for all methods: RgplugError for one that is none, a warning for one that none reads."""
+    schema.build(Policy, own, "policy")
+    read = {key for policy in policies for key in schema.leaves(applicable(own, policy))}
+    for key in effect.written(own):
+        if key not in read:
+            names = sorted({p["method"] for p in policies})
+            warn(f"policy.{key} has no effect in this comparison: no method of it reads the key ({', '.join(names)})")
+
+
+def _sets(policy: Any, key: str) -> bool:
+    """Whether a policy has the key, or a value in the place of the group that it is in."""
+    head, _, rest = key.partition(".")
+    if not isinstance(policy, Mapping):
+        return True
+    return head in policy and (not rest or _sets(policy[head], rest))

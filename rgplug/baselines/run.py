@@ -13,6 +13,7 @@ from rgplug import schema
 from rgplug.baselines.checks import shown
 from rgplug.baselines.files import read_json, write_json
 from rgplug.baselines.host import Attachment, Build, Host, checked
+from rgplug.baselines.methods import applicable
 from rgplug.baselines.records import NEEDED, records_of
 from rgplug.baselines.results import RESULT, best_layers, from_records, read_result
 from rgplug.controller import Controller
@@ -108,15 +109,15 @@ class Training:
         records = records_of(self.folder, NEEDED)
         if not records:
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
-        augmented, metric = rg.policy.regeneration.augmented, rg.policy.metric
+        metric = rg.policy.metric
         if metric is None and not any(r["metric_name"] or r["metric"] is not None for r in records):
             raise RgplugError(
                 "no evaluation of the run has a value: the host's end_epoch gives none that is finite, and the policy "
                 "names no metric; set metric.real (--set metric.real=FOLDER), or pass the host's value with metric_name"
             )
-        higher = (augmented is not None and augmented.higher_is_better) or (
-            metric is not None and metric.distance == "is"
-        )
+        said = self.common.get("regeneration", {})  # for all methods, those that do not regenerate too
+        said = (said.get("augmented") or {}).get("higher_is_better") if isinstance(said, Mapping) else None
+        higher = rg.policy.higher_is_better if said is None else bool(said)
         run = self.folder.relative_to(self.root).as_posix()
         found = from_records(records, self.method, self.seed, run, None if metric is None else metric.samples, higher)
         layers = best_layers(records, found["best_epoch"])
@@ -126,7 +127,7 @@ class Training:
 
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
     """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
-    return Policy.load(schema.merge(schema.resolve(dict(common), PRESETS), method))
+    return Policy.pooled(applicable(schema.resolve(dict(common), PRESETS), method), method)
 
 
 def same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -27,8 +27,9 @@ def bake(network: Any, net: Network) -> nn.Module:
     """
     if net.method.prunes and not net.sparse:
         raise RgplugError(
-            f"{net.label} trains dense at the moment (augmented regeneration) and has nothing pruned to export; export "
-            f"in a sparse phase, or take copy.deepcopy({net.label})"
+            f"{net.label} trains dense at the moment (augmented regeneration) and has nothing pruned to export: "
+            f'rg.detach(finish="sparse") prunes {net.label} as its sparse phases do, once training is over; or '
+            f"export in a sparse phase; for the dense network take copy.deepcopy({net.label})"
         )
     module = network if isinstance(network, nn.Module) else net.module
     try:

@@ -25,8 +25,9 @@ from rgplug.methods.balance import BalanceRatio, adjusted_density
 from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
 from rgplug.methods.two_of_four import exchange
-from rgplug.policy import BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
+from rgplug.policy import END, BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
 from rgplug.units import Block, Fours, Units, spared
+from rgplug.warn import warn
 
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
 
@@ -65,9 +66,11 @@ class Sparse(Method):
         self.masks: MaskPolicy = policy.masks
         explores = policy.exploration is not None and network in policy.exploration.networks
         self.exploration: ExplorationPolicy | None = None
+        self._unsaid = False
         if policy.exploration is not None and explores:
             own = {key: policy.of(getattr(policy.exploration, key), network) for key in ("every", "end")}
-            self.exploration = replace(policy.exploration, **own)
+            self._unsaid = own["end"] is None  # when exploration ends: said once when it does
+            self.exploration = replace(policy.exploration, every=own["every"], end=own["end"] or END)
         self.balance: BalancePolicy | None = policy.balance if network == "D" else None
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
@@ -172,6 +175,12 @@ class Sparse(Method):
         for w in weights:  # once a step, however often its gradient was made
             if w.name in self._next_momentum:
                 self._momentum[w.name] = self._next_momentum.pop(w.name)
+        if self._unsaid and not step.auxiliary and any(w.steps > END for w in weights):
+            self._unsaid = False
+            warn(
+                f"{self.network}'s masks stay from here on, after {END:,} steps, and training goes on; set "
+                "exploration.end to the steps that the run has"
+            )
         if step.auxiliary or not any(self._explores(w.steps) for w in weights):
             return
         for block, iteration in self.units.arrived(weights):

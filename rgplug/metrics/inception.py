@@ -116,6 +116,19 @@ def _published(path: Path) -> bytes:
     return contents
 
 
+def check_weights() -> None:
+    """Raise RgplugError where the weights are not on this machine and may not be fetched, or were not where
+    $RGPLUG_INCEPTION says. What a file holds is looked at when it is loaded."""
+    given = os.environ.get("RGPLUG_INCEPTION")
+    places = [Path(given).expanduser()] if given else [cache_dir(), shared_folder()]
+    if any((place if place.name == FILE else place / FILE).is_file() for place in places):
+        return
+    if given:
+        raise RgplugError(f"RGPLUG_INCEPTION names {given}, but there is no {FILE} there")
+    if os.environ.get("RGPLUG_OFFLINE"):
+        raise RgplugError(_advice("RGPLUG_OFFLINE is set"))
+
+
 def shared_folder() -> Path:
     """Where clean-fid keeps the weights."""
     return Path("./") if platform.system() == "Windows" else Path("/tmp")

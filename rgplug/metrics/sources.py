@@ -69,6 +69,34 @@ def open_source(real: str | os.PathLike[str] | Tensor | ImageSource) -> ImageSou
     raise RgplugError(f"real images: {path} is neither a folder nor a .zip nor an .npz")
 
 
+def check_source(real: str | os.PathLike[str]) -> None:
+    """Raise RgplugError where `open_source` would, or the first picture cannot be read; arrays are not loaded."""
+    path = Path(real).expanduser()
+    if path.suffix.lower() == ".npz" and path.is_file():
+        _check_arrays(path)
+    else:
+        open_source(path).read(0)
+
+
+def _check_arrays(path: Path) -> None:
+    """As `_from_npz`, from the header of the array alone."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("images.npy") as opened:
+            version = np.lib.format.read_magic(opened)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(opened)
+    except KeyError:
+        raise RgplugError(_no_images(path, "nothing")) from None
+    except Exception as error:
+        raise RgplugError(f"real images: cannot read {path} ({error})") from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or shape[0] == 0:
+        raise RgplugError(_no_images(path, f"{dtype} {shape}"))
+
+
+def _no_images(path: Path, found: str) -> str:
+    return f"real images: {path} must hold `images`, uint8 [N, H, W, 3], and has {found} there"
+
+
 def from_tensor(images: Tensor, name: str = "the given tensor") -> ImageSource:
     """A source over images [N, C, H, W] in memory; see `to_uint8` for the ranges."""
     pixels = to_rgb(to_uint8(images)).cpu()
@@ -145,7 +173,7 @@ def _from_npz(path: Path) -> ImageSource:
         raise RgplugError(f"real images: cannot read {path} ({error})") from error
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         found = "nothing" if images is None else f"{images.dtype} {images.shape}"
-        raise RgplugError(f"real images: {path} must hold `images`, uint8 [N, H, W, 3], and has {found} there")
+        raise RgplugError(_no_images(path, found))
     return from_tensor(torch.from_numpy(images).permute(0, 3, 1, 2), str(path))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rgplug.policy import higher_is_better
+
 DISTANCES = ("frechet", "kid", "is")
 
 
@@ -22,7 +24,7 @@ class MetricValue:
     @property
     def lower_is_better(self) -> bool:
         """False for the inception score only."""
-        return not (self.name == "is" or self.name.startswith("is_"))
+        return not higher_is_better(self.name)
 
     def __float__(self) -> float:
         return self.value
