@@ -1,6 +1,6 @@
 """Mutated policies: each is refused with one RgplugError, the networks as they were, or attaches and trains a step.
 
-500 cases in the suite, always the same; RGPLUG_FUZZ_CASES=2000 asks for as many new ones.
+500 cases in the suite, always the same; RGPLUG_FUZZ=2000 asks for as many new ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rgplug.policy import (
 from rgplug.presets import PRESETS
 from rgplug.schema import leaves, plain
 
-CASES, FIXED = int(os.environ.get("RGPLUG_FUZZ_CASES", "500")), "RGPLUG_FUZZ_CASES" not in os.environ
+CASES, FIXED = int(os.environ.get("RGPLUG_FUZZ", "500")), "RGPLUG_FUZZ" not in os.environ
 
 # every group, with what it has in it; the metric's images are a file of the test
 GROUPS: dict[str, Any] = {
