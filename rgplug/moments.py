@@ -11,18 +11,20 @@ from torch import Tensor
 
 from rgplug import expected
 
+_OF_DEVICES = {"fused", "capturable", "foreach"}  # settings that say how to step, not what is kept
 CLASS = "class"  # beside the moments in a state: the name of their optimizer's class
 
 
 def misfit_moments(cls: type, settings: Mapping[str, Any], moments: Mapping[str, Any], like: Tensor) -> str:
     """What is wrong with `moments` for an optimizer of a class, as half a sentence; "" if nothing is.
 
-    settings: of its param group. like: what it steps, of the parameter's shape, dtype and device; it is written to.
-    No moments fit any class. Raises what the class raises where it cannot be made from `settings`.
+    settings: of its param group. like: what it steps; shape and dtype count, the trial is made on the CPU. No moments
+    fit any class. Raises what the class raises where it cannot be made from `settings`.
     """
     if not moments:
         return ""
-    param = like.detach()
+    param = torch.zeros(like.shape, dtype=like.dtype)
+    settings = {key: value for key, value in settings.items() if key not in _OF_DEVICES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer: torch.optim.Optimizer = cls([{"params": [param], **settings}])

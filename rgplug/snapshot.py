@@ -220,7 +220,7 @@ def _misfit_moments(
     """What is wrong with moments for a parameter of an optimizer, as half a sentence; "" if nothing is."""
     settings = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     try:
-        return misfit_moments(type(optimizer), settings, moments, param.detach().clone())
+        return misfit_moments(type(optimizer), settings, moments, param)
     except Exception:  # an optimizer that cannot be made from its settings alone, or steps with a closure only
         for key, value in moments.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != param.shape:

@@ -119,7 +119,10 @@ def test_a_started_fused_adam_has_its_step_count_with_its_parameter() -> None:
     optimizer = torch.optim.Adam(G.parameters())
     optimizer.param_groups[0]["fused"] = True
     start = Start.__new__(Start)
-    start._moments = {"G": {"weight": {"step": torch.tensor(7.0), "exp_avg": torch.ones(2, 3)}}}
+    start.path = "snapshot.safetensors"
+    start._moments = {
+        "G": {"weight": {"step": torch.tensor(7.0), "exp_avg": torch.ones(2, 3), "exp_avg_sq": torch.ones(2, 3)}}
+    }
     start.fill(optimizer, {"G": G})
     state = optimizer.state[G.weight]
     assert (state["step"].device.type, state["exp_avg"].device.type) == ("meta", "meta")

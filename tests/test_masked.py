@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from common import MILD, Host, attached
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,6 +21,14 @@ from rgplug.metrics.value import MetricValue
 
 pytestmark = pytest.mark.filterwarnings("ignore:rgplug. densities have drifted apart")
 HALF = {"base": "sparse", "masks.density": 0.5}
+
+
+@functools.cache
+def pictures() -> str:
+    """A folder of real images, which attach looks at."""
+    folder = tempfile.mkdtemp()
+    Image.new("RGB", (4, 4)).save(f"{folder}/a.png")
+    return folder
 
 
 class Generator(nn.Module):
@@ -89,7 +100,7 @@ def pair(wrap: Callable[[nn.Module], nn.Module], live: Callable[[nn.Module], nn.
     """(rg, G, wrapped average of random values): G with half of its weights pruned, attached in a wrapper or not."""
     torch.manual_seed(0)
     G = Generator()
-    rg = rgplug.attach(live(G), None, {**HALF, "metric": {"real": "nowhere"}})
+    rg = rgplug.attach(live(G), None, {**HALF, "metric": {"real": pictures()}})
     assert rg._evaluation is not None
     rg._evaluation._evaluator = Seen()
     average = wrap(G)

@@ -222,7 +222,8 @@ class ThresholdOptimizer:
             saved = states[0].get(CLASS, cls.__name__)
             wrong = f"they are {saved}'s" if saved != cls.__name__ else ""
             if not wrong and names & self._unproven:
-                wrong = misfit_moments(cls, settings, state, like)
+                placed = {k: v if _is_flat(own[k], first) else own[k] for k, v in state.items()}
+                wrong = misfit_moments(cls, settings, placed, like)
             self._unproven -= names
             if wrong:
                 warn(
