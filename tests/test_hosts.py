@@ -181,7 +181,9 @@ def test_fastgan() -> None:
 def test_filters_of_stylegan2_are_tied_with_their_styles() -> None:
     """Both networks are traced as they are; the style of a channel is decided with the filter that makes it."""
     policy = {"base": "sparse", "granularity": "filter", "masks": {"density": 0.5, "distribution": "uniform"}}
-    with host("stylegan2-ada"), rgplug.attach(*stylegan2(), policy) as rg:
+    with host("stylegan2-ada"):
+        pair = [net.requires_grad_(True) for net in stylegan2()]  # the host freezes them, and masks would wait
+        rg = rgplug.attach(*pair, policy)
         masks = {w.name: w.mask for w in rg.weights("G")}
         made = masks["synthesis.b8.conv0.weight"].flatten(1).any(1)
         assert 0 < made.sum() < len(made)

@@ -111,7 +111,7 @@ def unequal_units(rank: int, world: int) -> Any:
 
 
 def unequal_masks(rank: int, world: int) -> Any:
-    """Random masks of another seed on one rank; weights are equal."""
+    """Random masks of another seed on one rank. DDP hands the first rank's masked weights to ranks of other masks."""
     policy = {"base": "stu-gan", "masks.density": 0.5, "masks.seed": rank, "kernels": "eager"}
     return steps(rank, 0, policy)
 
@@ -283,7 +283,7 @@ def test_equal_ranks_compare_once(told: dict[str, list[Any]]) -> None:
         ("unequal_and_ddp", 1, "the weight of G.0.weight"),
         ("unequal_thresholds", 1, "the threshold of G.2.weight"),
         ("unequal_units", 1, "the unit of G.0.weight"),
-        ("unequal_masks", 1, "the mask of G.0.weight"),
+        ("unequal_masks", 1, "the weight of G.0.weight"),
         ("loaded_states_differ", 1, "the threshold of G.2.weight"),
     ],
 )

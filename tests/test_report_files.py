@@ -248,6 +248,6 @@ def test_set_with_a_value_that_is_no_yaml(tmp_path: Path, capsys: pytest.Capture
         arguments = ["compare", "--host", "x.py", "--methods", "dense", "--out", str(tmp_path), "--set", value]
         assert main(arguments) == 2
         said = capsys.readouterr().err
-        assert said.startswith("rgplug: --set 'a=")
+        assert said.startswith("rgplug: the value of --set 'a=")
         assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
