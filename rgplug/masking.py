@@ -291,7 +291,7 @@ class MaskedWeight:
         if self.threshold is not None:
             needed["threshold"] = expected.tensor(self.threshold.shape)
         own = {k: v for k, v in state.items() if not str(k).startswith("method.")} if isinstance(state, dict) else state
-        return expected.keys(own, needed)
+        return expected.keys(own, needed, {"waits": expected.flag})
 
     def load(self, mask: Tensor, dormant: Tensor, threshold: Tensor | None, *, live: bool = False) -> None:
         """Take over saved state. The host's values are the host's to load, before or after; what was pruned here since

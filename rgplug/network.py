@@ -502,6 +502,8 @@ class Network:
         weights = {}
         for w in self.weights:
             state: dict[str, Any] = {"mask": w.mask.clone(), "dormant": w.dormant.clone(), "steps": w.steps}
+            if w.waits:
+                state["waits"] = True
             if w.threshold is not None:
                 state["threshold"] = w.threshold.clone()
             weights[w.name] = {**state, **{f"method.{k}": v for k, v in self.method.state_of(w).items()}}
@@ -571,7 +573,7 @@ class Network:
         for w in self.all_weights:
             if w.name in managed:
                 self.aside.pop(w.name, None)
-                w.waits = False
+                w.waits = bool(managed[w.name].get("waits"))
         self._weights_changed()
         for w in self.weights:
             own = state["weights"][w.name]
@@ -580,7 +582,7 @@ class Network:
                 self.method.load(w, {k[7:]: v for k, v in own.items() if k.startswith("method.")})
                 w.load(own["mask"], own["dormant"], own.get("threshold"), live=live)
             w.stepped()
-            w.threshold_grad, w.fresh = None, False
+            w.threshold_grad, w.fresh = None, w.waits
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         self.counts.load_state_dict(state["counters"])
 

@@ -209,6 +209,29 @@ def test_a_resume_manages_what_was_managed(tmp_path: Any) -> None:
         assert torch.equal(w.mask, mask)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("into", ["a new run", "the same run"])
+def test_a_state_from_before_the_first_gradient(method: str, into: str) -> None:
+    """Nothing is pruned yet in it, and masks go on with the first gradient after it was loaded, too."""
+    host = Phases(METHODS[method], resting=False)
+    state = host.rg.state_dict()
+    weights = {k: {n: x.clone() for n, x in net.state_dict().items()} for k, net in (("G", host.G), ("D", host.D))}
+    torch.manual_seed(1)
+    host.run(4)
+    expected = [w.mask for label in "GD" for w in host.rg.weights(label)]
+    if into == "a new run":
+        host.rg.detach()
+        host = Phases(METHODS[method], resting=False)
+    for label, net in (("G", host.G), ("D", host.D)):
+        net.load_state_dict(weights[label])
+        host.opts[label] = adam(net)
+    host.rg.load_state_dict(state)
+    torch.manual_seed(1)
+    host.run(4)
+    for mask, w in zip(expected, [w for label in "GD" for w in host.rg.weights(label)], strict=True):
+        assert torch.equal(w.mask, mask), w.name
+
+
 def test_one_optimizer_for_both_networks_and_a_part_without_any_gradient() -> None:
     G, D = pair()
     rg = rgplug.attach(G, D, METHODS["stu-gan"])

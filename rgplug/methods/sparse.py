@@ -324,6 +324,8 @@ class Sparse(Method):
     def misfit_together(self, states: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Tensor]) -> str:
         """As many units are active as the masks keep."""
         for block in self.units.blocks:
+            if any(states[name].get("waits") for name in block.names):
+                continue  # their masks are drawn, and not on yet
             kept = int(block.kept({name: masks[name] for name in block.names}).sum())
             for name in block.names:
                 if states[name]["method.active"] != kept:
@@ -333,6 +335,10 @@ class Sparse(Method):
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         if weight.fresh:
             weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
+        if weight.waits and weight.name not in self._first and not self._by_magnitude:
+            for w in self._weights:  # it had its mask here, and waits for it anew
+                self._seed(w)
+            self._first[weight.name] = self._masks()[weight.name]
         self._active[weight.name] = int(state["active"])
         self.density = float(state.get("density", self.density))
         self._scores.pop(weight.name, None)
