@@ -265,18 +265,15 @@ ACTIONS = [
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
 def test_masks_weights_and_counts_agree_whatever_a_script_does(policy: str, kernels: str) -> None:
-    for seed in SEEDS if kernels == "eager" or policy != "bfloat16" else ():
-        if (seed + list(POLICIES).index(policy)) % 2 == (kernels == "auto"):
-            continue
+    for seed in SEEDS[kernels == "eager" :: 2]:
         torch.manual_seed(seed)
         script = Script({**POLICIES[policy], "kernels": kernels}, random.Random(seed))
         done: list[str] = []
-        for _ in range(30):
-            done.append(script.act())
-            try:
+        try:
+            for _ in range(30):
+                done.append(script.act())
                 script.check()
-            except AssertionError as error:
-                raise AssertionError(
-                    f"seed {seed}, {script.frozen} frozen, after {', '.join(done)}: {error}"
-                ) from error
+        except Exception as error:
+            story = f"seed {seed}, {script.frozen} frozen, after {', '.join(done)}"
+            raise AssertionError(f"{story}: {error}") from error
         script.rg.detach(script.rng.choice(["dense", "sparse", "as-is"]))

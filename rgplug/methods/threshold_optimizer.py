@@ -114,8 +114,12 @@ class ThresholdOptimizer:
             flat.flat.grad = None
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
+        """Moments and step count; none where the weight has an optimizer of another class by now, with which the
+        thresholds' own begins anew."""
         flat = self._flats.get(weight.name)
-        return flat.state_of(weight) if flat is not None else dict(self._loaded.get(weight.name, {}))
+        state = flat.state_of(weight) if flat is not None else dict(self._loaded.get(weight.name, {}))
+        now = _class_name(weight)
+        return {} if now is not None and state.get(CLASS, now) != now else state
 
     def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
         """What `load` could not take, as half a sentence; "" if it can. Moments of another optimizer class than that
@@ -133,8 +137,7 @@ class ThresholdOptimizer:
                 continue
             if wrong:
                 return f"has an 'optimizer.{key}' that {wrong}"
-        host = None if weight.optimizer is None else weight.optimizer()
-        now = None if host is None else class_of(host).__name__
+        now = _class_name(weight)
         if saved is not None and now is not None and saved != now:
             return f"has the thresholds' moments of {saved}, and {now} steps its weights here; use the same optimizer"
         return ""
@@ -278,6 +281,12 @@ def parameters_of(cls: type) -> frozenset[str]:
 def _threshold(weight: MaskedWeight) -> Tensor:
     assert weight.threshold is not None
     return weight.threshold
+
+
+def _class_name(weight: MaskedWeight) -> str | None:
+    """Of the optimizer that steps the weight, if one has."""
+    host = None if weight.optimizer is None else weight.optimizer()
+    return None if host is None else class_of(host).__name__
 
 
 def _is_flat(value: Any, flat: Tensor) -> bool:
