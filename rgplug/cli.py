@@ -125,6 +125,7 @@ def _add_export(commands: Any) -> None:
     add("checkpoint", type=Path, help="what the host saved with torch.save")
     add("out", type=Path, help="the sparse file (safetensors)")
     add("--key", default="", help="where the state dict is in the checkpoint, dotted, e.g. G_ema")
+    add("--state", type=Path, metavar="FILE", help="rgplug's state file, for the mask; else the one in the checkpoint")
     add("--half", action="store_true", help="values of the sparse file as float16")
     add("--network", metavar="FILE.py:EXPRESSION", help="builds the network, e.g. 'examples/sngan.py:Generator()'")
     add("--compact", type=Path, metavar="FILE", help="the network with the channels taken out that it does not need")
@@ -191,7 +192,7 @@ def _export(args: argparse.Namespace) -> None:
     from rgplug.export.command import export
 
     for line in export(
-        args.checkpoint, args.out, args.key, args.half, args.network, args.compact, args.onnx, args.card
+        args.checkpoint, args.out, args.key, args.half, args.network, args.compact, args.onnx, args.card, args.state
     ):
         print(line, flush=True)
 

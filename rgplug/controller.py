@@ -73,7 +73,7 @@ class Controller:
             augmented = replace(augmented, higher_is_better=policy.higher_is_better)
         self.regeneration = None if augmented is None else AugmentedRegeneration(augmented)
         self._evaluation = None if policy.metric is None else Evaluation(policy.metric)
-        self.monitor = Monitor(networks, self.accounting)
+        self.monitor = Monitor(networks, self.accounting, policy)
         self.monitor.check_roles(self.modules)
         self._first_steps = FirstSteps(networks, policy)
         self.averages = {label: Averages(net) for label, net in networks.items()}

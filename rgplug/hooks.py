@@ -65,7 +65,7 @@ class StepHooks:
 
     def _checked(self, optimizers: Iterable[Any]) -> list[torch.optim.Optimizer]:
         """The optimizers given to attach. Raises RgplugError for one that holds no managed weight."""
-        given = list(optimizers)
+        given = [_inner(optimizer) for optimizer in optimizers]
         for optimizer in given:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise RgplugError(
@@ -209,11 +209,17 @@ class StepHooks:
         if rivals:
             net, w, _ = rows[0]
             warn(
-                f"{net.label}.{w.name} is stepped by a {type(optimizer).__name__} that was not among the `optimizers` "
-                "given to attach, while the given one rests; the new one is followed from here on"
+                f"{net.label}.{w.name} is stepped by an optimizer ({type(optimizer).__name__}) that was not among the "
+                "`optimizers` given to attach, while the given one rests; the new one is followed from here on"
             )
         self._given.add(optimizer)
         return True
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer whose step runs the hooks: Lightning Fabric and Accelerate hand out wrappers of it."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _inner(inner) if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer else optimizer
 
 
 def _listen(hooks: StepHooks) -> list[Any]:

@@ -52,6 +52,7 @@ def import_file(file: Path) -> ModuleType:
     argv, sys.argv = sys.argv, [str(file)]
     said = io.StringIO()
     try:
+        sys.modules.setdefault(file.stem, module)  # its classes can be pickled, as in a script that imports them
         with contextlib.redirect_stderr(said):
             spec.loader.exec_module(module)
     except SystemExit as error:

@@ -13,6 +13,7 @@ from rgplug import expected
 from rgplug.accounting import Accounting
 from rgplug.history import Record
 from rgplug.network import Network
+from rgplug.policy import Policy
 from rgplug.select import named_parameters
 from rgplug.warn import warn
 from rgplug.wrappers import unwrap
@@ -23,9 +24,10 @@ _ROLES = {"G": ("generator",), "D": ("discriminator", "critic")}  # words in cla
 class Monitor:
     """Counts since the last record, and what has been warned of already."""
 
-    def __init__(self, networks: dict[str, Network], accounting: Accounting):
+    def __init__(self, networks: dict[str, Network], accounting: Accounting, policy: Policy):
         self.networks = networks
         self.accounting = accounting
+        self.policy = policy
         self.last_counts = {label: (0, 0) for label in networks}  # (regrown, pruned) at the last record
         self.last_restored = dict.fromkeys(networks, 0)
         self._clock = time.perf_counter()
@@ -37,7 +39,7 @@ class Monitor:
         seconds, self._clock = now - self._clock, now
         written = self._written()
         density = {label: net.density() for label, net in self.networks.items()}
-        if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5:
+        if len(density) == 2 and abs(density["G"] - density["D"]) > 0.5 and not _asked(self.policy):
             self._once(
                 "balance",
                 f"densities have drifted apart (G {density['G']:.2f}, D {density['D']:.2f}); a sparse network loses "
@@ -94,7 +96,8 @@ class Monitor:
             "unmasked average",
             "end_epoch() got a value, and the moving average of G has had no mask on since G's last step: a value "
             "measured on it is that of a network of density 1, and the phase is decided on it; measure inside "
-            "`with rg.masked(G_ema):`, or name a metric in the policy and call rg.end_epoch(ema=G_ema)",
+            "`with rg.masked(G_ema):`, or name a metric in the policy and call rg.end_epoch(ema=G_ema). If the value "
+            "is of G itself, all is well",
         )
 
     def misfit(self, last_counts: Any) -> str:
@@ -156,6 +159,14 @@ class Monitor:
         if key not in self._warned:
             self._warned.add(key)
             warn(text)
+
+
+def _asked(policy: Policy) -> bool:
+    """Whether the densities are those that the policy asks for, however far apart."""
+    if policy.method != "rg-gan":
+        return policy.balance is None
+    target = policy.target
+    return set(policy.threshold.networks) != {"G", "D"} or (target is not None and None not in (target.G, target.D))
 
 
 def _role(name: str) -> str | None:

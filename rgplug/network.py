@@ -153,6 +153,11 @@ class Network:
         step with gradients tells which of them train, and initial masks are drawn for these.
         """
         given = list(weights)
+        late = [w for w in given if w.fresh and not w.waits and w.param.grad is None and not w.param.requires_grad]
+        late = [w for w in late if w.name not in self.aside]
+        if 0 < len(late) < len(self.weights):  # frozen between attach and the first step
+            self.set_aside(late, "frozen: requires no gradient")
+            self._begin_anew()
         for w in given:
             if w.name in self.aside and w.param.grad is not None:
                 self._take_in(w)
@@ -161,8 +166,7 @@ class Network:
         if len(idle) < len(waiting):
             if idle:
                 self.set_aside(idle, "frozen: gets no gradient")
-                if self.method.prunes and all(w.fresh for w in self.weights):
-                    self.method.begin(self.weights)
+                self._begin_anew()
             for w in waiting:
                 w.waits = w.param.grad is None
         return [w for w in given if w.name not in self.aside and not w.waits]
@@ -177,6 +181,13 @@ class Network:
             w.fresh = True
             self.aside[w.name] = why
         self._weights_changed()
+
+    def _begin_anew(self) -> None:
+        """Initial masks for the weights that train, if no step was made on others; all values are there still."""
+        if self.method.prunes and all(w.fresh for w in self.weights):
+            with torch.no_grad():
+                self.method.begin(self.weights)
+                self.counts.recount()
 
     def set_aside_unstepped(self) -> None:
         """Weights that no optimizer has stepped while others of the network were: pretrained parts, as a rule."""

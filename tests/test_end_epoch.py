@@ -261,6 +261,20 @@ def test_densities_that_drift_apart_are_said() -> None:
         rg.end_epoch(1.0)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"target": {"G": 0.2, "D": 1.0, "by": 0, "shape": "constant"}},
+        {"base": "sparse", "masks.density": {"G": 0.2, "D": 1.0}},
+    ],
+)
+def test_densities_that_were_asked_for_have_not_drifted(policy: dict[str, Any]) -> None:
+    _, rg = attached(policy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rg.end_epoch(1.0).density["G"] == pytest.approx(0.2, abs=0.02)
+
+
 def test_the_last_records_are_held_and_the_file_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rgplug.controller.RECORDS_KEPT", 3)
     G = nn.Linear(2, 2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from sngan import SNGANGenerator
+from torch import nn
 
+import rgplug
 from rgplug.cli import main
 from rgplug.export import load_compact, read_sparse
 
@@ -54,6 +57,33 @@ def test_a_card(checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert export(checkpoint, "--network", NETWORK, "--card", str(checkpoint.parent / "new" / "card.md")) == 0
     assert (checkpoint.parent / "new" / "card.md").read_text().startswith("# What SNGANGenerator costs")
     assert read_sparse(checkpoint.parent / "G.safetensors")["block2.c1.weight"].shape == (8, 8, 3, 3)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("averaged", ["deep copy", "AveragedModel"])
+def test_an_average_of_a_checkpoint_gets_the_mask(
+    beside: bool, averaged: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Averages in checkpoints are unmasked; rgplug's state lies beside them, or in a file of its own."""
+    torch.manual_seed(0)
+    G = SNGANGenerator(width=8)
+    average = copy.deepcopy(G) if averaged == "deep copy" else torch.optim.swa_utils.AveragedModel(G)
+    rg = rgplug.attach(G, None, {"base": "sparse", "masks.density": 0.5})
+    rg.save(tmp_path / "rgplug.safetensors")
+    held = {"G_ema": average.state_dict(), **({"rg": rg.state_dict()} if beside else {})}
+    torch.save(held, tmp_path / "checkpoint.pt")
+    options = [] if beside else ["--state", str(tmp_path / "rgplug.safetensors")]
+    assert export(tmp_path / "checkpoint.pt", "--network", NETWORK, *options) == 0
+    assert "under the mask of G in " in capsys.readouterr().out
+    found = read_sparse(tmp_path / "G.safetensors")
+    for name, value in rg.export(ema=average).state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_state_of_another_network(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rgplug.attach(nn.Linear(3, 3), None, "sparse").save(checkpoint.parent / "other.safetensors")
+    assert export(checkpoint, "--state", str(checkpoint.parent / "other.safetensors")) == 2
+    assert "manages no weights that are in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

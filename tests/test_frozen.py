@@ -165,6 +165,26 @@ def test_what_no_optimizer_steps_gets_its_values_back(method: str) -> None:
     assert [w.name for w in rg.weights("D")] == trained(method)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_frozen_between_attach_and_the_first_step(method: str, again: bool) -> None:
+    """FreezeD: the optimizer holds all of D, and the first layer is frozen once, or in each iteration."""
+    G, D = pair(frozen=False)
+    before = D[0].weight.clone()
+    opts = adam(G), adam(D)
+    rg = rgplug.attach(G, D, METHODS[method])
+    D[0].requires_grad_(False)
+    for _ in range(20):
+        train(G, D, *opts, steps=1)
+        if again:
+            D.requires_grad_(True)
+            D[0].requires_grad_(False)
+    assert torch.equal(D[0].weight, before)
+    assert [w.name for w in rg.weights("D")] == trained(method)
+    if method == "pf-uniform":
+        assert rg.density("D") == pytest.approx(0.5, abs=1e-3)
+
+
 def test_vectors_of_networks_frozen_at_attach() -> None:
     host = Phases({"base": "re-gan", "cycle": {"warm_up": 0, "networks": ["G"]}, "networks": {"G": {"vectors": True}}})
     host.run(2)

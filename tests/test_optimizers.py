@@ -71,6 +71,20 @@ def test_a_given_optimizer_that_rests_while_another_steps_is_replaced_with_a_wor
     assert not G.weight[~w.mask].any()
 
 
+def test_given_wrappers_of_optimizers_are_the_optimizers_inside(recwarn: pytest.WarningsRecorder) -> None:
+    from lightning_fabric import Fabric
+
+    G = nn.Sequential(nn.Linear(8, 64))
+    wrapped, opt = Fabric(accelerator="cpu", devices=1).setup(G, adam(G))
+    rg = rgplug.attach(wrapped, None, "rg-gan", optimizers=[opt])
+    for _ in range(4):
+        opt.zero_grad()
+        wrapped(torch.ones(2, 8)).square().mean().backward()
+        opt.step()
+    assert rg.networks["G"].iteration == 4
+    assert not [w for w in recwarn if str(w.message).startswith("rgplug")]
+
+
 # ---- thresholds follow the optimizer of their weights ------------------------------------------------------------
 
 

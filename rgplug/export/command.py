@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rgplug.errors import RgplugError
 from rgplug.export.card import cost_card
-from rgplug.export.checkpoint import read_state_dict, write_sparse
+from rgplug.export.checkpoint import masked_state_dict, write_sparse
 from rgplug.export.compact import compact
 from rgplug.export.compact_file import save_compact
 from rgplug.export.onnx_file import require_onnx, save_onnx
@@ -28,12 +28,13 @@ def export(
     compact_to: Path | None = None,
     onnx_to: Path | None = None,  # of the compact network where there is one, else of the network as it is
     card_to: Path | None = None,  # "-": the card is among the lines
+    state: Path | None = None,  # rgplug's state file, where the checkpoint holds none
 ) -> Iterator[str]:
     """Write what is asked for, and say for each in a line or more what became of it.
 
     What is missing (a network, a package) is found out before anything is written. Raises RgplugError.
     """
-    tensors = read_state_dict(checkpoint, key)
+    tensors, said = masked_state_dict(checkpoint, key, state)
     wanted = {"--compact": compact_to, "--onnx": onnx_to, "--card": card_to}
     needs = next((option for option, path in wanted.items() if path is not None), None)
     if needs and network is None:
@@ -44,7 +45,7 @@ def export(
     if onnx_to is not None:
         require_onnx()
     built = None if network is None else load_network(network, tensors, checkpoint)
-    yield write_sparse(out, tensors, half)
+    yield said + write_sparse(out, tensors, half)
     if built is None:
         return
     result = None
