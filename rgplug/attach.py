@@ -163,6 +163,9 @@ def _check_modules(modules: Mapping[str, nn.Module]) -> None:
         if not isinstance(module, nn.Module):
             several = isinstance(module, (list, tuple)) and all(isinstance(m, nn.Module) for m in module)
             advice = f"; put several networks into one: nn.ModuleList({label})" if several and module else ""
+            advice += (
+                ", or, to have it traced and checked too, a module whose forward returns all scores" if advice else ""
+            )
             raise RgplugError(f"{label} is a {type(module).__name__}; attach needs an nn.Module{advice}")
         if unwrap(module) in attached_networks:
             raise RgplugError(f"{label} is attached already; call detach() on its controller first")
