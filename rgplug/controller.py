@@ -192,6 +192,7 @@ class Controller:
         self._meetings.meet("rg.end_epoch() without a metric" if self._measures(number) else "rg.end_epoch(...)")
         self.monitor.check_parameters()
         for net in self.networks.values():
+            net.bring_back()
             net.meet_target()
         if ema is not None and "G" in self.networks:
             self._know(ema)
@@ -246,7 +247,7 @@ class Controller:
         for net in self.networks.values():
             if net.method.prunes:
                 for w in net.weights:
-                    if w.fresh:
+                    if w.fresh and not w.waits:
                         net.start(w)
                     parts = (w.dormant, w.threshold, w.scale, w.scale_vectors)
                     broadcast_first(x for x in parts if x is not None)
@@ -322,6 +323,8 @@ class Controller:
     @outside_inference
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs beside the host's own checkpoint; tensors, numbers and text only."""
+        for net in self.networks.values():
+            net.bring_back()
         return {
             "policy": self.policy.to_dict(),
             "epoch": self.epoch,
@@ -473,15 +476,18 @@ class Controller:
         finish = finish or self.policy.finish
         if finish not in ("sparse", "dense", "as-is"):
             raise RgplugError(f"detach got finish {finish!r}; allowed: sparse | dense | as-is")
-        for net in self.networks.values():
-            if finish == "dense":
-                net.go_dense()
-            elif finish == "sparse":
-                net.go_sparse()
-                net.settle()
-        release(self.hooks)
-        self.journal.close()
-        self._attached = False
+        try:
+            for net in self.networks.values():
+                net.bring_back()
+                if finish == "dense":
+                    net.go_dense()
+                elif finish == "sparse":
+                    net.go_sparse()
+                    net.settle()
+        finally:
+            release(self.hooks)
+            self.journal.close()
+            self._attached = False
 
     def __copy__(self) -> Controller:
         return self

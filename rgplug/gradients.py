@@ -25,22 +25,28 @@ class GradientWatch:
         self._version = 0
         self._accumulated = self._renewed = False
         self._handle: Any = None
+        self.listens = False
 
     def mark(self, *, listen: bool = False) -> None:
         """Take note of the gradient as it is now. listen: tell backwards from other writes from here on."""
         self._marked = True
         self._accumulated = self._renewed = False
         self._note(self._param.grad)
-        if listen and self._handle is None and self._param.requires_grad:
-            self._handle = self._param.register_post_accumulate_grad_hook(_hook_of(weakref.ref(self)))
+        self._listen(listen)
 
     def forget(self) -> None:
         """As before the first `mark`."""
         self._marked = False
         self._grad = None
-        if self._handle is not None:
+        self._listen(False)
+
+    def _listen(self, listen: bool) -> None:
+        self.listens = listen
+        if self._handle is not None and not listen:
             self._handle.remove()
             self._handle = None
+        if self._handle is None and listen and self._param.requires_grad:  # else no backward can add to it
+            self._handle = self._param.register_post_accumulate_grad_hook(_hook_of(weakref.ref(self)))
 
     def change(self) -> Change:
         """Since the last `mark`:
@@ -58,7 +64,7 @@ class GradientWatch:
             return "accumulated"
         if grad is None or grad._version == self._version:
             return "none"
-        return "new" if self._handle is None else "written"
+        return "written" if self.listens else "new"
 
     @property
     def is_overwritten(self) -> bool:

@@ -118,9 +118,10 @@ class StepHooks:
             return None
 
         def prepared_closure() -> Any:
-            loss = closure()
             for _, w, _ in rows:
-                w.gradient.forget()  # a closure may run several times in a step, each time with a new gradient
+                if not w.gradient.listens:  # prepared by an earlier run of the closure in this step
+                    w.gradient.forget()
+            loss = closure()
             self._prepare(optimizer, running)
             return loss
 
@@ -198,11 +199,12 @@ class StepHooks:
         """All optimizers are, unless some were given; then others are once these are gone, or rest."""
         if self._given is None:
             return True
-        if optimizer in self._given:
-            self._strangers.clear()
+        mine = {id(w) for _, w, _ in rows}
+        if optimizer in self._given:  # it does not rest: whoever steps the same weights is no successor
+            for stranger in [s for s in self._strangers if mine & {id(w) for _, w, _ in self.owned(s)}]:
+                del self._strangers[stranger]
             return True
         steps = self._strangers[optimizer] = self._strangers.get(optimizer, 0) + 1
-        mine = {id(w) for _, w, _ in rows}
         rivals = any(id(w) in mine for given in list(self._given) for _, w, _ in self.owned(given))
         if rivals and steps < _TAKES_OVER:
             return False

@@ -62,7 +62,10 @@ class HostLoss:
         """
         assert self._knob is not None
         self._knob.grad = None
-        if self._watch is None or self._watch.is_overwritten:
+        change = "new" if self._watch is None else self._watch.change()
+        if change != "new" and self._watch is not None and self._watch.is_overwritten:
+            self._keep_unless_zeroed()
+        if change == "new":
             self._begin_anew()
             live = next((w for w in self.weights if w.param.grad is not None), None)
             if live is None:
@@ -71,6 +74,14 @@ class HostLoss:
         if self._watch is not None:
             self._watch.mark(listen=True)
         self._added = grad.detach().clone() if self._added is None else self._added + grad.detach()
+
+    def _keep_unless_zeroed(self) -> None:
+        """Gradients were written to. Clipped: what was counted stays; zeroed: it is void. Without a sync."""
+        live = next((w.param.grad for w in self.weights if w.param.grad is not None), None)
+        if live is not None and self._added is not None:
+            counts = (live != 0).any().to(self._added.device)
+            self._added = torch.where(counts, self._added, 0)
+            self._taken = {name: torch.where(counts, taken, 0) for name, taken in self._taken.items()}
 
     def _begin_anew(self) -> None:
         self._added = None

@@ -13,6 +13,7 @@ class _Scaled:
     group: Group
     lr: Any  # what the training script set
     factors: dict[int, float] = field(default_factory=dict)
+    scaled: Any = None  # what stands in the group meanwhile; anything else was set by the training script, and stays
 
 
 _scaled: dict[int, _Scaled] = {}  # id(group) -> while a step is under way: several controllers may share an optimizer
@@ -25,7 +26,7 @@ def scale(group: Group, factor: float, owner: object) -> None:
     """
     held = _scaled.setdefault(id(group), _Scaled(group, group["lr"]))
     held.factors[id(owner)] = min(factor, held.factors.get(id(owner), factor))
-    group["lr"] = held.lr * min(held.factors.values())
+    group["lr"] = held.scaled = held.lr * min(held.factors.values())
 
 
 def restore(group: Group, owner: object) -> None:
@@ -34,8 +35,10 @@ def restore(group: Group, owner: object) -> None:
     if held is None:
         return
     held.factors.pop(id(owner), None)
+    if group["lr"] is not held.scaled:
+        held.lr = group["lr"]
     if held.factors:
-        group["lr"] = held.lr * min(held.factors.values())
+        group["lr"] = held.scaled = held.lr * min(held.factors.values())
     else:
         group["lr"] = held.lr
         del _scaled[id(group)]

@@ -146,13 +146,12 @@ class MaskedWeight:
         """Old values that came back since the last step, and were overwritten with exact zeros since.
 
         That is what a training script does that had an average swapped in while masks changed, and puts its own copy
-        of the weights back, with zeros where they were pruned.
+        of the weights back, with zeros where they were pruned. One that zeroes the whole weight means it.
         """
         if self.returning is not None:
-            old = self.returning.to(self.param)
-            lost = (self.data == 0) & (old != 0) & self.mask
-            self.data.copy_(torch.where(lost, old, self.data))
-            self.returning = None
+            old, data = self.returning.to(self.param), self.data
+            lost = (data == 0) & (old != 0) & self.mask & ((data != 0) & (old == 0)).any()
+            data.copy_(torch.where(lost, old, data))
 
     def hide_broken_step(self) -> None:
         """Zeros at pruned places again, after a step of the optimizer that raised."""

@@ -84,6 +84,7 @@ class Network:
         training script, which may yet add to the gradients or clip them before it steps.
         """
         changes = [(w, w.gradient.change()) for w in self.training(weights)]
+        self.bring_back(w for w, _ in changes)
         seen = [(w, change) for w, change in changes if change != "none"]
         if not seen:
             return
@@ -116,7 +117,6 @@ class Network:
         """One weight's share of `before_step`."""
         grad = w.param.grad
         if not self.sparse:
-            w.bring_back()
             w.threshold_grad = None
             return
         if grad is not None and grad.is_sparse:
@@ -130,7 +130,6 @@ class Network:
             grad.add_(w.removed)  # the whole gradient again
         w.removed = w.threshold_grad = None
         w.hide_broken_step()
-        w.bring_back()
         if w.fresh:
             self.start(w)
         step = None if self.auxiliary else w.steps + 1
@@ -166,16 +165,19 @@ class Network:
         if len(idle) < len(waiting):
             if idle:
                 self.set_aside(idle, "frozen: gets no gradient")
-                self._begin_anew()
             for w in waiting:
                 w.waits = w.param.grad is None
+            rest = [w for w in self.weights if w.waits]
+            if rest and self.method.units.granularity == "filter":  # a channel is decided for those that train alone
+                self.set_aside(rest, "waits for its first gradient")
+            self._begin_anew()
         return [w for w in given if w.name not in self.aside and not w.waits]
 
     @torch.no_grad()
     def set_aside(self, weights: list[MaskedWeight], why: str) -> None:
         """These do not train: all of their values are back, and they count no more."""
         for w in weights:
-            if w.stored and w.steps == 0 and not w.waits:
+            if w.stored and w.steps == 0:
                 w.gather()
                 w.split(torch.zeros_like(w.param))
             w.fresh = True
@@ -191,7 +193,7 @@ class Network:
 
     def set_aside_unstepped(self) -> None:
         """Weights that no optimizer has stepped while others of the network were: pretrained parts, as a rule."""
-        resting = [w for w in self.weights if w.steps == 0 and not w.waits]
+        resting = [w for w in self.weights if w.steps == 0]
         if resting and len(resting) < len(self.weights):
             self.set_aside(resting, "no optimizer steps it")
             more = f" and {len(resting) - 1} more weights of {self.label}" if len(resting) > 1 else ""
@@ -212,6 +214,7 @@ class Network:
         self.weights = [w for w in self.all_weights if w.name not in self.aside]
         self.counts = self.counts.over(self.weights)
         self.method.units.restrict([w.name for w in self.weights])
+        self.method.regrouped(self.weights)
         if self.host_loss is not None:
             self.host_loss.weights = self.weights
 
@@ -289,7 +292,7 @@ class Network:
         """Bring the density onto the schedule outside of a step, from (nearly) all entries."""
         keep = self.scheduled()
         if keep is not None and self.sparse and not self._met:
-            for w in self.weights:
+            for w in self._decided:
                 w.remember()
             self._shift(keep, SAMPLES_PER_EPOCH)
             self._met = True
@@ -425,6 +428,13 @@ class Network:
             value = torch.zeros((), device=self.weights[0].param.device)
         return host_loss.counted(value)
 
+    @torch.no_grad()
+    def bring_back(self, weights: Iterable[MaskedWeight] | None = None) -> None:
+        """Old values that a swap of an average has written zeros over: before each step, and before anything is read,
+        saved or decided outside of steps."""
+        for w in self.all_weights if weights is None else weights:
+            w.bring_back()
+
     def stop_listening(self) -> None:
         """Take hooks off Parameters."""
         for w in self.all_weights:
@@ -446,10 +456,10 @@ class Network:
         """Every pruned weight comes back with its old value (augmented regeneration); gradients are not masked."""
         if not self.sparse:
             return
-        for w in self.weights:
+        for w in self._decided:
             w.remember()
         self._gather()
-        for w in self.weights:
+        for w in self._decided:
             before = w.mask.clone() if self.reset_moments else None
             w.split(torch.zeros_like(w.param))
             if before is not None:
@@ -476,7 +486,7 @@ class Network:
         """Zeros where the mask has them, whatever the host wrote since the last step (which becomes dormant)."""
         if self.sparse:
             self._gather()
-            for w in self.weights:
+            for w in self._decided:
                 w.split(torch.logical_not(w.mask).to(w.param.dtype))
 
     @torch.no_grad()
@@ -524,6 +534,7 @@ class Network:
             "counters": self.counts.state_dict(),
             "fingerprint": fingerprint(w.data for w in self.weights),
             "weights": weights,
+            "aside": dict(self.aside),
         }
 
     def misfit(self, state: Mapping[str, Any]) -> str:
@@ -557,7 +568,8 @@ class Network:
         flag = expected.flag if self.method.prunes else lambda v: "" if v is False else "is not false in a dense run"
         checks = {"sparse": flag, "iteration": expected.whole(), "counters": counts.misfit}
         rest = {key: value for key, value in state.items() if key != "weights"}
-        wrong = expected.keys(rest, checks, {"fingerprint": expected.whole(-(2**63), 2**63)})
+        optional = {"fingerprint": expected.whole(-(2**63), 2**63), "aside": _misfit_aside}
+        wrong = expected.keys(rest, checks, optional)
         masks = {w.name: state["weights"][w.name]["mask"] for w in weights}
         together = "" if wrong else self.method.misfit_together(state["weights"], masks)
         return f"the state of {self.label} {wrong or together}" if wrong or together else ""
@@ -580,7 +592,11 @@ class Network:
         """Take over a state that `misfit` finds nothing wrong with: what it manages is managed, all else set aside."""
         managed, gone = state["weights"], "not managed when the state was saved"
         live = self.belongs(state)
-        self.set_aside([w for w in self.weights if w.name not in managed], gone)
+        others = [w for w in self.weights if w.name not in managed]
+        self.set_aside(others, gone)
+        for w in others:  # their values are the training script's to load
+            w.load(torch.ones_like(w.mask), torch.zeros_like(w.dormant), None, live=True)
+            w.steps = 0
         for w in self.all_weights:
             if w.name in managed:
                 self.aside.pop(w.name, None)
@@ -596,6 +612,11 @@ class Network:
             w.threshold_grad, w.fresh = None, w.waits
         self.sparse, self.iteration, self._met = bool(state["sparse"]), int(state["iteration"]), False
         self.counts.load_state_dict(state["counters"])
+
+
+def _misfit_aside(aside: Any) -> str:
+    named = isinstance(aside, Mapping) and all(isinstance(x, str) for pair in aside.items() for x in pair)
+    return "" if named else "names no weights with reasons"
 
 
 def _keep_largest(w: MaskedWeight, dims: tuple[int, ...], pruned: Tensor) -> None:

@@ -7,7 +7,7 @@ policy has pruned as a whole (granularity), which the next masks are made of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,19 @@ def _misfit_masks(masks: Any) -> str:
     return ""
 
 
-def load_masks(path: str | Path, network: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+def load_masks(
+    path: str | Path,
+    network: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    known: Collection[str] = (),  # further weights that the file may have masks of: those that do not train at present
+    undecided: Collection[str] = (),  # weights that it may lack, since they may turn out not to train
+) -> list[Tensor]:
     """Masks of one network for weights of these names and shapes, in their order; all kept where the file has none of
-    the network. Raises RgplugError where names or shapes differ."""
+    the network, or of an undecided weight. Raises RgplugError where names or shapes differ."""
     held: dict[str, Tensor] = read(path, "masks")["masks"].get(network, {})
     if not held:
         return [torch.ones(shape, dtype=torch.bool) for shape in shapes.values()]
+    held |= {n: torch.ones(shapes[n], dtype=torch.bool) for n in undecided if n not in held}
     for name, shape in shapes.items():
         if name not in held or tuple(held[name].shape) != shape:
             found = f"of shape {list(held[name].shape)}" if name in held else "missing"
@@ -136,7 +143,7 @@ def load_masks(path: str | Path, network: str, shapes: Mapping[str, tuple[int, .
                 f"{path}: the mask of {network}.{name} (shape {list(shape)}) is {found}; "
                 "give masks of the same network and patterns"
             )
-    extra = sorted(set(held) - set(shapes))
+    extra = sorted(set(held) - set(shapes) - set(known))
     if extra:
         raise RgplugError(
             f"{path} masks {network}.{extra[0]}, which this policy does not manage; use the same patterns"

@@ -85,7 +85,7 @@ def load(path: str | Path, networks: Mapping[str, Network] | None = None) -> dic
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             _check_weights(path, plain, shapes)
             if networks is not None:
-                same_weights(_shapes(plain), networks)
+                same_weights(_shapes(plain), networks, _aside(plain))
             tensors = {key: file.get_tensor(key) for key in shapes}
     except RgplugError:
         raise
@@ -140,7 +140,7 @@ def fit(
         weights = net.get("weights") if isinstance(net, Mapping) else None
         if not isinstance(weights, Mapping) or not all(isinstance(w, Mapping) for w in weights.values()):
             raise RgplugError(f"the state of {label} holds no weights; it is damaged")
-    same_weights(_shapes(state), networks)
+    same_weights(_shapes(state), networks, _aside(state))
     unlike = difference(state["policy"], policy.to_dict(), networks)
     if unlike:
         raise RgplugError(f"{unlike}; attach with the policy that the state was made with")
@@ -161,13 +161,18 @@ def fit(
             raise RgplugError(f"the state's {key} {wrong}; give a state of the same set-up, undamaged")
 
 
-def same_weights(saved: Mapping[str, Mapping[str, list[int]]], networks: Mapping[str, Network]) -> None:
-    """Raise RgplugError unless the saved weights, network -> name -> shape, are those of the networks."""
+def same_weights(
+    saved: Mapping[str, Mapping[str, list[int]]], networks: Mapping[str, Network], aside: Mapping[str, Any]
+) -> None:
+    """Raise RgplugError unless the saved weights, network -> name -> shape, are those of the networks.
+
+    aside: network -> those that were set aside when the state was saved, since they did not train.
+    """
     for label, net in networks.items():
         if label not in saved:
             raise RgplugError(f"the state holds {', '.join(map(str, saved)) or 'no network'}, and no {label}")
         own = saved[label]
-        undecided = net.undecided()
+        undecided = net.undecided() | set(aside.get(label, ()))
         for w in net.all_weights:
             if w.name in undecided and w.name not in own:
                 continue
@@ -200,6 +205,12 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
         return list(mask.shape) if isinstance(mask, Tensor) else weight.get("shape", [])
 
     return {label: {name: shape(w) for name, w in net["weights"].items()} for label, net in state["networks"].items()}
+
+
+def _aside(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """network -> weights that were set aside; none in states from before that was kept."""
+    held = {label: net.get("aside") for label, net in state["networks"].items()}
+    return {label: list(map(str, names)) for label, names in held.items() if isinstance(names, Mapping)}
 
 
 def _check_version(path: Path, metadata: Mapping[str, str]) -> None:

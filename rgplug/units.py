@@ -245,6 +245,7 @@ class Units:
         """of: for `filter`, weight -> int64 [filters], the channel that each filter makes; equal ones are tied."""
         self.granularity, self.parts = granularity, dict(parts)
         self._channels = dict(of or {})
+        self.known = frozenset(parts)  # weights that may be managed, those that are left out at present too
         self.blocks: list[Block] = []
         if granularity == "filter":
             for names in connected({name: self._channels[name] for name in parts}):
@@ -264,7 +265,7 @@ class Units:
         """The same units for some of the weights."""
         parts = {name: self.parts[name] for name in names}
         found = Units(self.granularity, parts, {name: of for name, of in self._channels.items() if name in parts})
-        found._weights = self._weights
+        found._weights, found.known = self._weights, self.known
         return found
 
     def restrict(self, names: Sequence[str]) -> None:

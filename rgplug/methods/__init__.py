@@ -60,6 +60,9 @@ class Method:
     def begin(self, weights: list[MaskedWeight]) -> None:
         """Once, when all weights of the network are there: masks to begin with, where the method has any."""
 
+    def regrouped(self, weights: list[MaskedWeight]) -> None:
+        """Other weights than before are managed: these. Blocks of tied filters may be others too."""
+
     def join(self, weight: MaskedWeight) -> None:
         """A weight that was left out of `begin` is managed from its coming step on; `start` follows."""
 

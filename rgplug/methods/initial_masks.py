@@ -72,7 +72,8 @@ def _never_empty(kept: Tensor, score: Tensor) -> Tensor:
 
 def _from_file(path: str, network: str, weights: list[MaskedWeight], units: Units) -> dict[str, Tensor]:
     shapes = {w.name: tuple(w.param.shape) for w in weights}
-    found = dict(zip(shapes, load_masks(path, network, shapes)))
+    undecided = {w.name for w in weights if w.waits or (w.fresh and w.steps == 0 and len(weights) == 1)}
+    found = dict(zip(shapes, load_masks(path, network, shapes, units.known, undecided)))
     dense = all(bool(mask.all()) for mask in found.values())  # a file without this network
     wrong = "" if dense or units.granularity == "weight" else units.hold(found)
     if wrong:

@@ -69,7 +69,8 @@ class PruneGrow(Method):
                 continue
             members = self.units.weights_of(block)
             for w in members:
-                kernels.keep_(w.dormant, w.bits())  # what was pruned is 0, and grows from there
+                if w.steps:  # one that was never stepped may turn out to be frozen, and then wants its values back
+                    kernels.keep_(w.dormant, w.bits())  # what was pruned is 0, and grows from there
             if is_sparse(self.policy, iteration + 1):
                 self._new |= self._masks(block, {w.name: w.dormant for w in members})
             else:

@@ -26,7 +26,7 @@ from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
 from rgplug.methods.two_of_four import exchange
 from rgplug.policy import END, BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
-from rgplug.units import Block, Fours, Units, spared
+from rgplug.units import Block, Filters, Fours, Units, spared
 from rgplug.warn import warn
 
 MOMENTUM = 0.9  # of the dense gradient, for growth by momentum (Dettmers & Zettlemoyer 2019)
@@ -87,7 +87,7 @@ class Sparse(Method):
 
     def begin(self, weights: list[MaskedWeight]) -> None:
         """Random masks are the same for the same seed, network and weight, on whatever device."""
-        self._weights = weights
+        self._weights, self._first = weights, {}
         for w in weights:
             self._seed(w)
         masks = self._masks()
@@ -104,15 +104,27 @@ class Sparse(Method):
         digest = hashlib.sha256(f"{self.masks.seed} {self.network}.{weight.name}".encode()).digest()
         self._random[weight.name] = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
 
+    def regrouped(self, weights: list[MaskedWeight]) -> None:
+        self._weights = weights
+        for w in weights:
+            if w.name not in self._random:
+                self._seed(w)
+        if self._active:
+            self._count(self.units.blocks, {w.name: self._first.get(w.name, w.mask) for w in weights})
+
     def join(self, weight: MaskedWeight) -> None:
-        """One layer by itself, at the network's density."""
-        self._seed(weight)
-        self._weights = sorted([*self._weights, weight], key=lambda w: w.name != weight.name)
-        policy = replace(self.masks, distribution="uniform", file=None)
-        own = self.units.only([weight.name])
-        masks = initial_masks(policy, self.network, self.density, [weight], own, self._random)
-        self._first[weight.name] = masks[weight.name]
-        self._count(own.blocks, masks)
+        """One layer by itself, at the network's density or as the file has it; tied filters as those of the others."""
+        block = self.units.block_of(weight)
+        members = [w for w in self.units.weights_of(block) if w.name != weight.name]
+        if isinstance(block, Filters) and members:
+            kept = block.kept({w.name: w.mask for w in members} | {weight.name: torch.zeros_like(weight.mask)})
+            shared = block.kept({w.name: torch.ones_like(w.mask) for w in members} | {weight.name: weight.mask & False})
+            self._first[weight.name] = block.masks(kept | ~shared)[weight.name]
+        else:
+            own, policy = self.units.only([weight.name]), replace(self.masks, distribution="uniform")
+            masks = initial_masks(policy, self.network, self.density, [weight], own, self._random)
+            self._first[weight.name] = masks[weight.name]
+        self.regrouped(self._weights)
 
     def start(self, weight: MaskedWeight) -> None:
         """The mask of a weight that waited for its first gradient; by magnitude: masks of the weights that the host has
@@ -122,7 +134,8 @@ class Sparse(Method):
             self._count(self.units.blocks, self._first)
         if weight.name in self._first:
             weight.set_mask(self._first.pop(weight.name).to(weight.param.device))
-        weight.forget()
+        if weight.param.grad is not None:  # else it is here for the filters tied to it, and may not train at all
+            weight.forget()
 
     @property
     def _by_magnitude(self) -> bool:
@@ -192,7 +205,8 @@ class Sparse(Method):
     def _forget(self, block: Block) -> None:
         """Inactive weights are 0, whatever was there."""
         for w in self.units.weights_of(block):
-            kernels.keep_(w.dormant, w.bits())
+            if w.steps:  # one that was never stepped may turn out to be frozen, and then wants its values back
+                kernels.keep_(w.dormant, w.bits())
 
     @property
     def has_gradients(self) -> bool:
