@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from common import adam, sgd
 from torch import nn
 
 import rgplug
+from rgplug import snapshot
 
 TARGET = {"base": "rg-gan", "threshold.units": "layer_std", "target": {"D": 0.3, "by": 5, "shape": "linear"}}
 METHODS: dict[str, Any] = {
@@ -250,6 +252,111 @@ def test_a_state_from_before_the_first_gradient(method: str, into: str) -> None:
     host.run(4)
     for mask, w in zip(expected, [w for label in "GD" for w in host.rg.weights(label)], strict=True):
         assert torch.equal(w.mask, mask), w.name
+
+
+@pytest.mark.parametrize("method", ["rg-gan", "pf-uniform", "stu-gan"])
+def test_a_resume_where_no_optimizer_stepped_a_part(method: str, tmp_path: Any) -> None:
+    """The new run does not know yet that it is set aside; the state says it."""
+
+    def begin() -> tuple[Any, ...]:
+        G, D = pair(frozen=False)
+        rg = rgplug.attach(G, D, METHODS[method])
+        return rg, G, D, adam(G), torch.optim.Adam([*D[2].parameters(), *D[5].parameters()], 1e-3)
+
+    rg, *parts = begin()
+    with pytest.warns(UserWarning, match="no optimizer has stepped"):
+        train(*parts, steps=20)
+    rg.save(tmp_path / "state.safetensors")
+    saved = [copy.deepcopy(part.state_dict()) for part in parts]
+    random = torch.get_rng_state()
+    train(*parts, steps=3)
+    expected = [(w.name, w.theta, w.mask) for w in rg.weights("D")]
+    rg.detach()
+    rg, *parts = begin()
+    for part, held in zip(parts, saved, strict=True):
+        part.load_state_dict(held)
+    rg.load(tmp_path / "state.safetensors")
+    torch.set_rng_state(random)
+    train(*parts, steps=3)
+    for (name, theta, mask), w in zip(expected, rg.weights("D"), strict=True):
+        assert name == w.name
+        assert torch.equal(w.theta, theta)
+        assert torch.equal(w.mask, mask)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("finish", ["dense", "sparse"])
+def test_detach_while_weights_wait(method: str, finish: Any) -> None:
+    host = Phases(METHODS[method])
+    before = [p.detach().clone() for p in host.D.parameters()]
+    host.rg.detach(finish)
+    assert all(torch.equal(p, b) for p, b in zip(host.D.parameters(), before, strict=True))
+    rgplug.attach(host.G, host.D, METHODS[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_made_equal_before_the_first_step_leave_a_frozen_part_alone(method: str) -> None:
+    host = Phases(METHODS[method])
+    host.rg.synchronize()
+    host.run(3)
+    assert torch.equal(host.D[0].weight, host.backbone)
+
+
+class Tied(nn.Module):
+    """b adds to the channels of a."""
+
+    z_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 3 * 16)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.a(z).relu()
+        return self.c((x + self.b(x)).relu()).view(-1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient", None])
+def test_a_tied_weight_that_joins_has_the_channels_of_the_others(grow: str | None) -> None:
+    torch.manual_seed(0)
+    G = Tied()
+    G.b.requires_grad_(False)
+    explores = {"exploration": {"networks": ["G"], "every": 2, "end": 100, "grow": grow}} if grow else {}
+    rg = rgplug.attach(G, None, {"base": "sparse-uniform", "masks.density": 0.5, "granularity": "filter", **explores})
+    opt = adam(G)
+    for i in range(8):
+        G.b.requires_grad_(i > 4)
+        opt.zero_grad()
+        G(torch.randn(4, 4)).square().mean().backward()
+        opt.step()
+    masks = {w.name: w.mask for w in rg.weights("G")}
+    assert torch.equal(masks["a.weight"].any(1), masks["b.weight"].any(1))
+    rg.load_state_dict(rg.state_dict())  # which counts active units
+
+
+@pytest.mark.parametrize("backbone", [True, False])
+@pytest.mark.parametrize("frozen", ["a part", "all"])
+def test_masks_of_a_file_where_a_part_trains_later(backbone: bool, frozen: str, tmp_path: Any) -> None:
+    """The file may have a mask of the part, which it gets when it joins, or none."""
+    _, D = pair(frozen=False)
+    masks = {n: torch.rand_like(p) < 0.5 for n, p in D.named_parameters() if p.dim() > 1}
+    held = masks if backbone else {n: m for n, m in masks.items() if n != "0.weight"}
+    snapshot.save_masks(tmp_path / "masks.safetensors", {"G": held})
+    if frozen == "all":
+        D.requires_grad_(False)
+    D[0].requires_grad_(False)
+    rg = rgplug.attach(D, None, {"method": "sparse", "masks": {"file": str(tmp_path / "masks.safetensors")}})
+    opt = adam(D)
+    for i in range(4):
+        D.requires_grad_(True)
+        D[0].requires_grad_(i > 1)
+        opt.zero_grad()
+        D(torch.randn(4, 3, 8, 8)).mean().backward()
+        opt.step()
+    found = {w.name: w.mask for w in rg.weights("G")}
+    for name in ("2.weight", "5.weight"):
+        assert torch.equal(found[name], masks[name])
+    assert torch.equal(found["0.weight"], masks["0.weight"] if backbone else torch.ones_like(masks["0.weight"]))
 
 
 def test_one_optimizer_for_both_networks_and_a_part_without_any_gradient() -> None:

@@ -150,6 +150,46 @@ def test_a_step_that_is_skipped_leaves_nothing(policy: str) -> None:
         assert torch.equal(a, b)
 
 
+def masking_in_a_closure(mask: bool) -> Any:
+    def loop(rg: Any, G: nn.Module, opt: torch.optim.Optimizer, i: int) -> None:
+        def closure() -> Tensor:
+            opt.zero_grad()
+            found = loss(G, i)
+            found.backward()
+            if mask:
+                rg.mask_gradients()
+            return found
+
+        opt.step(closure)
+        for p in G.parameters():  # the step of the loop around it: nothing
+            p.grad = torch.zeros_like(p)
+
+    return loop
+
+
+def masking_without_requires_grad(mask: bool) -> Any:
+    """StyleGAN's order: gradients are off again before they are looked at."""
+
+    def loop(rg: Any, G: nn.Module, opt: torch.optim.Optimizer, i: int) -> None:
+        G.requires_grad_(True)
+        opt.zero_grad()
+        loss(G, i).backward()
+        G.requires_grad_(False)
+        if mask:
+            rg.mask_gradients()
+            for p in G.parameters():
+                torch.nan_to_num(p.grad, out=p.grad)
+
+    return loop
+
+
+@pytest.mark.parametrize("policy", POLICY)
+@pytest.mark.parametrize("order", [masking_in_a_closure, masking_without_requires_grad])
+def test_masking_changes_nothing(policy: str, order: Any) -> None:
+    for a, b in zip(trained(POLICY[policy], order(True)), trained(POLICY[policy], order(False)), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_regularizer_in_the_loss_counts_once_where_masking_comes_between() -> None:
     G = nn.Linear(3, 2)
     opt = sgd(G, 0.0)

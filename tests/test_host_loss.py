@@ -46,7 +46,7 @@ def regularized(mode: str, loop: str, set_to_none: bool, order: str) -> dict[str
             opt = host.opt[name]
             if order == "zero first":
                 opt.zero_grad(set_to_none=set_to_none)
-            if loop == "accumulated":
+            if loop in ("accumulated", "clipped between"):
                 values = [loss() / 2, loss() / 2 + added(name)]
             elif loop == "logged":
                 torch.as_tensor(added(name)).detach()  # looked at, and not added
@@ -58,6 +58,8 @@ def regularized(mode: str, loop: str, set_to_none: bool, order: str) -> dict[str
             for value in values:
                 if scaler is None:
                     value.backward()
+                    if loop == "clipped between":
+                        torch.nn.utils.clip_grad_value_(host.nets[name].parameters(), 1e9)
                 else:
                     scaler.scale(value * (float("inf") if i in (2, 5) and name == "G" else 1.0)).backward()
             if scaler is None:
@@ -72,7 +74,7 @@ def regularized(mode: str, loop: str, set_to_none: bool, order: str) -> dict[str
     return seen
 
 
-@pytest.mark.parametrize("loop", ["plain", "accumulated", "logged", "amp"])
+@pytest.mark.parametrize("loop", ["plain", "accumulated", "clipped between", "logged", "amp"])
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("order", ["zero first", "zero last"])
 def test_hook_and_loss_give_the_same_trajectory(loop: str, set_to_none: bool, order: str) -> None:

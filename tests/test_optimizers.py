@@ -71,6 +71,24 @@ def test_a_given_optimizer_that_rests_while_another_steps_is_replaced_with_a_wor
     assert not G.weight[~w.mask].any()
 
 
+def test_a_successor_is_followed_while_the_other_given_optimizer_goes_on() -> None:
+    G, D = nn.Linear(8, 64), nn.Linear(64, 1)
+    opt_G, old = adam(G), adam(D)
+    rg = rgplug.attach(G, D, {"method": "sparse", "masks": {"density": 0.5}}, optimizers=[opt_G, old])
+    new = adam(D)
+
+    def iterations() -> None:
+        for _ in range(6):
+            set_grad(D, 1.0), set_grad(G, 1.0)
+            new.step()
+            opt_G.step()
+
+    with pytest.warns(UserWarning, match="was not among the `optimizers` given to attach"):
+        iterations()
+    assert rg.weights("D")[0].steps == 5
+    assert not D.weight[~rg.weights("D")[0].mask].any()
+
+
 def test_given_wrappers_of_optimizers_are_the_optimizers_inside(recwarn: pytest.WarningsRecorder) -> None:
     from lightning_fabric import Fabric
 

@@ -68,6 +68,66 @@ def test_zeros_that_are_written_later_are_the_hosts() -> None:
     assert not G.weight.any()
 
 
+def went_dense_inside_a_swap() -> tuple[nn.Linear, torch.optim.Optimizer, Any, Tensor]:
+    torch.manual_seed(0)
+    G = nn.Linear(16, 16, bias=False)
+    opt = adam(G, lr=0.0)
+    rg = rgplug.attach(G, policy={**PRUNED, "regeneration": {"augmented": AUGMENTED}})
+    set_grad(G, 0.0)
+    opt.step()
+    dense = rg.weights("G")[0].theta
+    rg.end_epoch(1.0)
+    backup = swapped(G)
+    rg.end_epoch(9.0)
+    swap_back(G, backup)
+    return G, opt, rg, dense
+
+
+@pytest.mark.parametrize("finish", ["dense", "as-is"])
+def test_a_run_that_ends_after_a_swap(finish: Any) -> None:
+    G, _, rg, dense = went_dense_inside_a_swap()
+    rg.detach(finish)
+    assert torch.equal(G.weight, dense)
+
+
+def test_a_state_and_an_evaluation_after_a_swap() -> None:
+    G, _, rg, dense = went_dense_inside_a_swap()
+    rg.state_dict()
+    assert torch.equal(G.weight, dense)
+    G, _, rg, dense = went_dense_inside_a_swap()
+    rg.end_epoch(0.1)
+    assert rg.phase == "sparse"
+    assert torch.equal(rg.weights("G")[0].theta, dense)
+
+
+def test_gradients_masked_before_the_swap() -> None:
+    torch.manual_seed(0)
+    G = nn.Linear(16, 16, bias=False)
+    opt = adam(G, lr=0.0)
+    rg = rgplug.attach(G, policy={**PRUNED, "regeneration": {"augmented": AUGMENTED}})
+    set_grad(G, 0.0)
+    opt.step()
+    dense = rg.weights("G")[0].theta
+    rg.end_epoch(1.0)
+    set_grad(G, 0.0)
+    rg.mask_gradients()
+    backup = swapped(G)
+    rg.end_epoch(9.0)
+    swap_back(G, backup)
+    opt.step()
+    assert torch.equal(G.weight, dense)
+
+
+def test_a_weight_that_is_zeroed_whole_stays_so() -> None:
+    G, opt, rg, _ = went_dense_inside_a_swap()
+    assert rg.phase == "dense"
+    with torch.no_grad():
+        G.weight.zero_()
+    set_grad(G, 0.0)
+    opt.step()
+    assert not G.weight.any()
+
+
 def test_a_target_that_is_met_inside_a_swap(monkeypatch: Any) -> None:
     """What regrows at an evaluation, to meet the target, has its old value at the next step."""
     torch.manual_seed(0)
