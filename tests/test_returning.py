@@ -68,7 +68,8 @@ def test_zeros_that_are_written_later_are_the_hosts() -> None:
     assert not G.weight.any()
 
 
-def went_dense_inside_a_swap() -> tuple[nn.Linear, torch.optim.Optimizer, Any, Tensor]:
+def pruned_run() -> tuple[nn.Linear, torch.optim.Optimizer, Any, Tensor]:
+    """After a step and a first evaluation: the next one, if it is worse, goes dense. With all values, pruned or not."""
     torch.manual_seed(0)
     G = nn.Linear(16, 16, bias=False)
     opt = adam(G, lr=0.0)
@@ -77,6 +78,11 @@ def went_dense_inside_a_swap() -> tuple[nn.Linear, torch.optim.Optimizer, Any, T
     opt.step()
     dense = rg.weights("G")[0].theta
     rg.end_epoch(1.0)
+    return G, opt, rg, dense
+
+
+def went_dense_inside_a_swap() -> tuple[nn.Linear, torch.optim.Optimizer, Any, Tensor]:
+    G, opt, rg, dense = pruned_run()
     backup = swapped(G)
     rg.end_epoch(9.0)
     swap_back(G, backup)
@@ -101,14 +107,7 @@ def test_a_state_and_an_evaluation_after_a_swap() -> None:
 
 
 def test_gradients_masked_before_the_swap() -> None:
-    torch.manual_seed(0)
-    G = nn.Linear(16, 16, bias=False)
-    opt = adam(G, lr=0.0)
-    rg = rgplug.attach(G, policy={**PRUNED, "regeneration": {"augmented": AUGMENTED}})
-    set_grad(G, 0.0)
-    opt.step()
-    dense = rg.weights("G")[0].theta
-    rg.end_epoch(1.0)
+    G, opt, rg, dense = pruned_run()
     set_grad(G, 0.0)
     rg.mask_gradients()
     backup = swapped(G)
