@@ -175,7 +175,7 @@ def _density(text: str | None) -> float | dict[str, float] | None:
 
 
 def _tickets(args: argparse.Namespace) -> None:
-    from rgplug.baselines.tickets import drive_tickets
+    from rgplug.baselines.driven import drive_tickets
 
     drive_tickets(
         args.rest,

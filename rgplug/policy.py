@@ -335,7 +335,16 @@ ENVIRONMENT = "RGPLUG_POLICY"
 def from_environment(policy: Policy) -> Policy:
     """The policy with the keys of the YAML file that the environment variable RGPLUG_POLICY names, if it names one.
 
-    So a command of a host's can be run again and again under other masks (`rgplug tickets`) without touching it.
+    So a script is trained again and again under other methods and masks (`rgplug compare -- COMMAND`) without being
+    touched. A file that names a method brings all of it: of the script's policy the keys stay that its user wrote
+    himself, as far as that method reads them, and what they change in a preset goes with the preset.
     """
     path = os.environ.get(ENVIRONMENT)
-    return policy.changed(path) if path else policy
+    if not path:
+        return policy
+    keys = schema.resolve(path, PRESETS)
+    if "method" not in keys:
+        return policy.changed(path)
+    written = {key: value for key, value in schema.leaves(policy.to_dict()).items() if key in policy.own_keys}
+    own = {key: value for key, value in written.items() if effect.reads(keys["method"], key)}
+    return Policy.pooled(schema.resolve(own, {}), keys)

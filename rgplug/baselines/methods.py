@@ -75,6 +75,15 @@ class Scale:
             if value is not None and value < 1:
                 raise RgplugError(f"{what} is {value}; it counts iterations, and has to be 1 or more")
 
+    def density_of(self, network: str) -> float:
+        """The density that is asked for one network. Raises RgplugError where none is."""
+        asked = self.density.get(network) if isinstance(self.density, Mapping) else self.density
+        if asked is None:
+            raise RgplugError(
+                f"the ratio of tickets is to come from the density of {network}, and none is asked for; give --density"
+            )
+        return asked
+
     def policy(self, baseline: Baseline) -> dict[str, Any]:
         """The method's policy, with its density and its schedule (published ones, as shares of the run), and the keys
         that the user wrote for it, which count over both."""

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from rgplug.checks import printable
 from rgplug.errors import RgplugError
 
 LONGEST = 100  # bytes; file systems take 255, and files beside a run's folder are named after it
@@ -59,11 +60,6 @@ def why_not(name: object) -> str:
     if len(name.encode()) > LONGEST:
         return f"is longer than {LONGEST} bytes"
     return ""
-
-
-def printable(text: str) -> bool:
-    """Whether a text holds no control, format, private or unpaired surrogate character, and no line break."""
-    return not any(unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") for c in text)
 
 
 def _folded(name: str) -> str:
