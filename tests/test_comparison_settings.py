@@ -14,10 +14,10 @@ from hosts_of_comparisons import LENGTH, POLICY, build, train
 
 from rgplug import RgplugError
 from rgplug.baselines import compare, next_masks, read_results
+from rgplug.baselines.driven import drive_tickets
 from rgplug.baselines.host import Functions
 from rgplug.baselines.names import check_names, why_not
 from rgplug.baselines.results import RESULT
-from rgplug.baselines.driven import drive_tickets
 from rgplug.sealed import read_json, write_json
 from rgplug.snapshot import read, save_masks
 
