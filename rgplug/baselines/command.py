@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from rgplug.sealed import write_whole
 if TYPE_CHECKING:
     from rgplug.baselines.run import Training
 
+SEED = "RGPLUG_SEED"  # the run's seed, for hosts whose command line takes none
 OUTPUT = "output.txt"
 POLICY = "policy.yaml"
 FIRST = "first_weights"  # folder of a start that is ended once it has left initial.safetensors
@@ -50,7 +52,7 @@ class Command:
     @property
     def identity(self) -> dict[str, Any]:
         """What tells two hosts apart in a folder of results."""
-        return {"command": list(self.words)}
+        return {"command": ["python" if word == sys.executable else word for word in self.words]}
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise RgplugError for a command that cannot be run for each method and seed by itself."""
@@ -135,7 +137,7 @@ class Command:
     ) -> subprocess.Popen[bytes]:
         write_whole(folder / POLICY, reading.dump(schema.plain(policy)))
         words = filled(self.words, {"out": folder, "seed": seed, "round": training.round})
-        environment = {**os.environ, ENVIRONMENT: str(folder / POLICY)}
+        environment = {**os.environ, ENVIRONMENT: str(folder / POLICY), SEED: str(seed)}
         with (folder / OUTPUT).open("ab") as output:
             output.write(f"$ {' '.join(words)}\n".encode("utf-8", "replace"))
             output.flush()

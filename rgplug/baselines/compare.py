@@ -141,7 +141,7 @@ def plan(
     check_rounds(rounds, 0.2 if ratio == "density" else ratio)
     _check_numbers(scale, early, jobs)
     common, own = schema.resolve(policy or {}, PRESETS), keys_of_user(policy or {})
-    check_keys(grid, host.names, lambda keys: policy_of(common, keys))
+    check_keys(grid, host.names, lambda keys: schema.build(Policy, keys, "policy"))
     chosen, numbers = _with_needed(_baselines(methods)), _seeds(seeds)
 
     def settled(baseline: Baseline, cell: Cell) -> Baseline:
