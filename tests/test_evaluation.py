@@ -85,14 +85,17 @@ def test_several_distances_of_one_evaluation(run, tmp_path: Path) -> None:  # ty
     rg = rgplug.attach(G, None, several)
     made = []
     G.register_forward_hook(lambda _, z, __: made.append(len(z[0])))
-    record = rg.end_epoch()
+    together = rg.evaluate()
     assert made.count(rg.policy.metric.batch) == 2  # all of its samples, once
-    assert (record.metric, record.metric_name) == (rg.evaluate().value, names["is"])
-    record = rg.end_epoch(ema=ema)
+    together = rg.evaluate(ema=ema)
+    assert [(v.name, v.value, v.error) for v in together.all] == [
+        (names[d], values[d].value, values[d].error) for d in ("is", "frechet", "kid")
+    ]
+    record = rg.end_epoch()
     assert list(record.metrics) == [names["is"], names["frechet"], names["kid"]]
-    assert record.metrics == {names[d]: v.value for d, v in values.items()}
-    assert rg.regeneration.history[-1] == values["is"].value
-    assert rg.evaluate(ema=ema).further[1].error == values["kid"].error
+    assert rg.regeneration.history == [record.metric]
+    assert record.metric_name == names["is"]
+    assert record.metrics == {v.name: v.value for v in rg.evaluate().all}
 
 
 def test_sample_fn_and_every(run) -> None:  # type: ignore[no-untyped-def]
