@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import rgplug
 from rgplug import snapshot
+from rgplug.baselines.tickets import next_masks
 from rgplug.best import BestOfPhases
 from rgplug.errors import RgplugError
 from rgplug.files import previous_of
@@ -281,6 +282,10 @@ def test_finish_dense_brings_the_dormant_values_into_the_trained_pair(steps_afte
             moments, last = before["optimizers"][n], held["optimizers"][n]
             assert set(moments) == set(last) != set()
             assert all(torch.equal(moments[k]["exp_avg"], last[k]["exp_avg"]) for k in moments)
+    ticket = next_masks(tmp_path / "trained.safetensors", None, 0.5, ["G"], {"G": list(theta["G"])})["G"]
+    sizes = torch.cat([value.abs().flatten() for value in theta["G"].values()])
+    half = sizes.sort(descending=True).values[sizes.numel() // 2 - 1]  # of theta: all of it counts, dormant or not
+    assert all(torch.equal(ticket[name], value.abs() >= half) for name, value in theta["G"].items())
     other = Host(seed=3)
     start = {"weights": str(tmp_path / "trained.safetensors"), "optimizers": True}
     again = rgplug.attach(other.G, other.D, {"base": "dense", "start": start})
