@@ -209,7 +209,7 @@ class Controller:
         number = found.deciding
         measured, average = self.monitor.measured(self.epoch, found, self.phase), None
         if self._snapshots is not None:
-            self._snapshots.measured(measured, self._average(ema))
+            self._snapshots.measured(measured, lambda: self._average(ema))
         if number is None or not math.isfinite(number):
             self.monitor.warn_metric(number, self.epoch, self._evaluation is not None or self.regeneration is None)
         elif self.regeneration is not None:
@@ -237,7 +237,7 @@ class Controller:
 
     def _average(self, ema: Any) -> dict[str, Tensor] | None:
         """The tensors of an average of G as it is measured: under G's live mask."""
-        if ema is None or self._best is None or "G" not in self.modules:
+        if ema is None or "G" not in self.modules:
             return None
         net = self.networks.get("G")
         return tensors_of(ema, self.modules["G"]) if net is None else masked_values(ema, self.modules["G"], net)

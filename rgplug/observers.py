@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +89,9 @@ class Snapshots(Observer):
             if net.iteration == early and not net.auxiliary:
                 self._write("early", copies(self._modules))
 
-    def measured(self, record: Record, average: snapshot.Tensors | None) -> None:
+    def measured(self, record: Record, average: Callable[[], snapshot.Tensors | None]) -> None:
         """Before anything is decided from an evaluation: the pair as it was measured, if it is the best of its phase.
-        average: the tensors of G's moving average that were measured."""
+        average: gives the tensors of G's moving average that were measured, if one was."""
         if self.best is None:
             return
         if rank() == 0:
@@ -100,8 +100,8 @@ class Snapshots(Observer):
         if not self.best.add(phase, record.epoch, record.metric) or rank() != 0:
             return
         pair = copies(self._modules)
-        if average is not None:
-            pair[snapshot.AVERAGE] = {name: tensor.detach().cpu().clone() for name, tensor in average.items()}
+        if (tensors := average()) is not None:
+            pair[snapshot.AVERAGE] = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         evaluation = {"epoch": record.epoch, "metric": record.metric, "metric_name": record.metric_name, "phase": phase}
         snapshot.save(self.best.path(phase), pair, self._moments(), self._units(), evaluation, keep=True)
 
