@@ -23,12 +23,15 @@ class Options:
     """How a repository's command line takes what a comparison decides.
 
     own: words that are added to every run's command. length: option that says how long a run is, and how it becomes
-    iterations of G.
+    iterations of G. StyleGAN2-ADA's --resume counts images from 0 again and has no optimizer states: a run that was
+    broken off is trained anew there, or it would see more images than the others.
     """
 
     own: tuple[str, ...]
     taken: tuple[str, ...]  # options that `own` gives, which the user's command may not
     length: str  # name of the option, without dashes
+    checkpoint: str = ""  # pattern of the files that a run which was broken off goes on from, below its folder
+    resume: tuple[str, ...] = ()  # words that are added then
 
     def iterations(self, given: Mapping[str, Any]) -> int | None:
         """Iterations of G in a run, as the host's options say; None where they do not."""
@@ -45,8 +48,16 @@ BIGGAN = Options(
     ("--base_root", "{out}", "--experiment_name", "run", "--seed", "{seed}"),
     ("base_root", "experiment_name", "seed"),
     "iterations",  # the host counts epochs: give --length
+    "weights/run/state_dict.pth",
+    ("--resume",),
 )
-FASTGAN = Options(("--output_path={out}", "--name=run"), ("output_path", "name"), "iter")
+FASTGAN = Options(
+    ("--output_path={out}", "--name=run"),
+    ("output_path", "name"),
+    "iter",
+    "train_results/run/models/all_*.pth",
+    ("--ckpt={checkpoint}",),
+)
 
 
 def compare(
@@ -77,7 +88,12 @@ def compare(
         raise RgplugError(f"--{twice[0]} is given for each run by the comparison; leave it out of the host's options")
     length = options.iterations(given) if length is None else length
     asked = round((1 - RATIO) ** rounds, 6) if density is None else density
-    host = Command((sys.executable, script.name, *words, *options.own), folder=str(checkout.resolve()))
+    host = Command(
+        (sys.executable, script.name, *words, *options.own),
+        folder=str(checkout.resolve()),
+        checkpoint=options.checkpoint,
+        resume=options.resume,
+    )
     scale = Scale(asked, length, n_critic)
     results = run(methods, host, out, seeds, None, scale, rounds, RATIO if density is None else "density", None, jobs)
     return results, write_report(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -126,6 +127,13 @@ def _add_compare(commands: Any) -> None:
         "asked for [%(default)s]",
     )
     add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="a sweep: key of a policy, density.G, {KEY}")
+    add(
+        "--checkpoint",
+        default="",
+        metavar="GLOB",
+        help="below {out}: files that a broken run of COMMAND can go on from",
+    )
+    add("--resume", default="", metavar="WORDS", help="added to COMMAND then, e.g. '--ckpt {checkpoint}'")
     add("--early", type=int, help="iteration of G that tickets-early rewinds to [5 %% of the length]")
     add("--jobs", type=int, default=1, help="processes [%(default)s]")
     compare.set_defaults(run=_compare)
@@ -211,8 +219,12 @@ def _host(args: argparse.Namespace) -> Any:
     from rgplug.baselines.host import HostFile
 
     if args.host is not None:
+        if args.checkpoint or args.resume:
+            raise RgplugError(
+                "--checkpoint and --resume are of a command; a host of functions finds its own in run_dir"
+            )
         return HostFile(str(Path(args.host).resolve()), tuple(args.rest))
-    return Command(tuple(args.rest))
+    return Command(tuple(args.rest), checkpoint=args.checkpoint, resume=tuple(shlex.split(args.resume)))
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, Any]:

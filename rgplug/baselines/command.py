@@ -48,6 +48,8 @@ class Command:
     command: tuple[str, ...]
     values: Mapping[str, Any] = field(default_factory=dict)  # of the grid's names
     folder: str | None = None  # where it is run; None: where the comparison is
+    checkpoint: str = ""  # pattern of the files, below {out}, that a run which was broken off can go on from
+    resume: tuple[str, ...] = ()  # words that are added then, with {checkpoint} for the newest of them
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -59,6 +61,11 @@ class Command:
         if not self.command or not self.command[0].strip():
             raise RgplugError(
                 "there is no command to run; give the host's own after --, e.g. -- python train.py --outdir {out}"
+            )
+        if bool(self.checkpoint) != bool(self.resume):
+            raise RgplugError(
+                "a command goes on from a checkpoint where both are given: a pattern of its files (--checkpoint) and "
+                "the words that are added then (--resume)"
             )
         names = set(self.names)
         if "out" not in names:
@@ -136,7 +143,11 @@ class Command:
         self, training: Training, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None
     ) -> subprocess.Popen[bytes]:
         write_whole(folder / POLICY, reading.dump(schema.plain(policy)))
-        words = filled(self.words, {"out": folder, "seed": seed, "round": training.round})
+        values = {"out": folder, "seed": seed, "round": training.round}
+        words = filled(self.words, values)
+        newest = newest_of(folder, self.checkpoint) if self.checkpoint and (folder / HISTORY).is_file() else None
+        if newest is not None:
+            words += filled(self.resume, {**values, "checkpoint": newest})
         environment = {**os.environ, ENVIRONMENT: str(folder / POLICY), SEED: str(seed)}
         with (folder / OUTPUT).open("ab") as output:
             output.write(f"$ {' '.join(words)}\n".encode("utf-8", "replace"))
@@ -188,6 +199,20 @@ class Command:
                 f"its output is in {folder / OUTPUT}"
             )
         return path
+
+
+def newest_of(folder: Path, pattern: str) -> Path | None:
+    """Of the files below a folder that a pattern names, the last by the numbers in its name (all_900 < all_1000)."""
+
+    def order(path: Path) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", path.relative_to(folder).as_posix())
+        return [(1, int(part)) if part.isdigit() else (0, part) for part in parts]
+
+    try:
+        found = [path for path in folder.glob(pattern) if path.is_file()]
+    except (ValueError, NotImplementedError) as error:
+        raise RgplugError(f"--checkpoint {pattern!r} is no pattern of files below a run's folder ({error})") from None
+    return max(found, key=order, default=None)
 
 
 def placeholders(words: Sequence[str]) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def compare(
     jobs: int = 1,  # processes; more than one needs functions that can be pickled
     grid: Mapping[str, Sequence[Any]] | None = None,  # key -> values: of a policy, density.G, or {key} in the command
     only: Sequence[str] | None = None,  # "METHOD:SEED" of the runs to make; None: all
+    checkpoint: str = "",  # of a command: pattern of the files below {out} that a broken run can go on from
+    resume: Sequence[str] = (),  # and the words that are added to the command then, with {checkpoint} in them
 ) -> list[Result]:
     """Train a host under every method and seed, and return the results.
 
@@ -62,12 +64,14 @@ def compare(
     Before anything is trained RgplugError names a method whose name can be no folder, a run in `out` that was made
     under other settings than the ones asked for, and a damaged file of a run.
     """
-    host = _host(train, build, command)
+    host = _host(train, build, command, checkpoint, resume)
     scale = Scale(density, length, n_critic)
     return run(methods, host, out, seeds, policy, scale, rounds, ratio, early, jobs, grid or {}, only)
 
 
-def _host(train: Train | None, build: Build | None, command: Sequence[str] | None) -> Host:
+def _host(
+    train: Train | None, build: Build | None, command: Sequence[str] | None, checkpoint: str, resume: Sequence[str]
+) -> Host:
     if command is not None:
         if train is not None or build is not None:
             raise RgplugError("compare got a command and functions; give train and build, or command=[...]")
@@ -75,7 +79,9 @@ def _host(train: Train | None, build: Build | None, command: Sequence[str] | Non
             raise RgplugError(
                 f"command is the text {command!r}; give a list of words, e.g. ['python', 'train.py', ...]"
             )
-        return Command(tuple(map(str, command)))
+        return Command(tuple(map(str, command)), checkpoint=checkpoint, resume=tuple(resume))
+    if checkpoint or resume:
+        raise RgplugError("checkpoint and resume are of a command; functions go on from what they find in run_dir")
     if train is None or build is None:
         raise RgplugError("compare needs a host: train and build, or command=[...]")
     return Functions(build, train)
