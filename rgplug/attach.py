@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def attach(
     for label, module in modules.items():
         rules = policy.networks.get(label, NetworkPolicy())
         if rules is not None:
+            rules = replace(rules, vectors=rules.vectors or policy.removes_channels(label))
             candidates[label] = select.select(module, rules, label)
     if not candidates:
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
@@ -124,7 +126,8 @@ def _network(
     untried = probe.mark(label, candidates) if prunes else ""
     # a dense run that leaves snapshots says in them what the rounds of tickets after it prune as a whole
     matters = prunes or policy.snapshots is not None
-    units, fixed = divide(policy.granularity_of(label) if matters else "weight", label, candidates, modules)
+    granularity = policy.granularity_of(label) if matters else "weight"
+    units, fixed = divide(granularity, label, candidates, modules, policy.removes_channels(label))
     if prunes:
         for c in candidates:
             c.reason = c.reason or fixed.get(c.name, "")

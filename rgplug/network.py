@@ -50,7 +50,8 @@ class Network:
         self._met = False  # the target density was met, and nothing has changed since
         self._not_reset: set[str] = set()  # entries of optimizer states that were warned of
         frozen = [w for w in weights if not w.param.requires_grad]
-        if len(frozen) == len(weights):  # a training script that switches gradients on for each phase, perhaps
+        # a training script that switches gradients on for each phase, perhaps; or masks are drawn from the first ones
+        if len(frozen) == len(weights) or method.needs_gradients:
             for w in weights:
                 w.waits = True
         if method.prunes:
@@ -165,8 +166,9 @@ class Network:
         if len(idle) < len(waiting):
             if idle:
                 self.set_aside(idle, "frozen: gets no gradient")
-            for w in waiting:
-                w.waits = w.param.grad is None
+            # masks that are made of gradients are drawn once, for all weights that have one by now
+            for w in self.weights if self.method.needs_gradients else waiting:
+                w.waits = w.waits and w.param.grad is None
             rest = [w for w in self.weights if w.waits]
             if rest and self.method.units.granularity == "filter":  # a channel is decided for those that train alone
                 self.set_aside(rest, "waits for its first gradient")

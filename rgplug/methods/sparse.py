@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rgplug import expected, kernels
+from rgplug.criteria import check_installed, criterion_of
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
@@ -74,6 +75,10 @@ class Sparse(Method):
         self.balance: BalancePolicy | None = policy.balance if network == "D" else None
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
+        criterion = None if policy.masks.file is not None or self.density == 1 else criterion_of(policy.masks.criterion)
+        if criterion is not None:
+            check_installed(criterion)
+        self.needs_gradients = criterion is not None and criterion.needs == "gradients"
         self._weights: list[MaskedWeight] = []
         self._active: dict[str, int] = {}  # units that the block of a weight keeps
         self._scores: dict[str, Tensor] = {}
@@ -90,6 +95,9 @@ class Sparse(Method):
         self._weights, self._first = weights, {}
         for w in weights:
             self._seed(w)
+        if self.needs_gradients and any(w.waits for w in weights):
+            self._count(self.units.blocks, {w.name: w.mask for w in weights})  # all of them, until there are gradients
+            return
         masks = self._masks()
         for w in weights:
             if not w.waits:
@@ -139,7 +147,8 @@ class Sparse(Method):
 
     @property
     def _by_magnitude(self) -> bool:
-        return self.masks.file is None and self.masks.criterion == "magnitude"
+        """Whether masks are made of the weights alone, so of those that the host has loaded by the first step."""
+        return self.masks.file is None and self.masks.criterion != "random" and not self.needs_gradients
 
     def _masks(self) -> dict[str, Tensor]:
         """The masks to begin with, by weight."""
@@ -349,7 +358,8 @@ class Sparse(Method):
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         if weight.fresh:
             weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
-        if weight.waits and weight.name not in self._first and not self._by_magnitude:
+        drawn = not self._by_magnitude and not self.needs_gradients
+        if weight.waits and weight.name not in self._first and drawn:
             for w in self._weights:  # it had its mask here, and waits for it anew
                 self._seed(w)
             self._first[weight.name] = self._masks()[weight.name]
