@@ -16,6 +16,7 @@ from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.empty_filters import Probe
 from rgplug.errors import RgplugError
+from rgplug.filter_scores import FilterScores
 from rgplug.granularity import divide
 from rgplug.masking import ROUNDED, MaskedWeight
 from rgplug.methods import Method
@@ -143,7 +144,18 @@ def _network(
     units.bind(weights)
     net = Network(label, modules[label], weights, policy, method)
     net.untried = untried
+    if policy.snapshots is not None and policy.snapshots.scores:
+        filters = units if granularity == "filter" else _filters(label, candidates, modules)
+        net.scores = FilterScores(label, filters, policy.snapshots.scores)
     return net
+
+
+def _filters(label: str, candidates: list[select.Candidate], modules: Mapping[str, nn.Module]) -> Units:
+    """Whole filters, in a run of another granularity: a dense one that tickets of several granularities build on."""
+    try:
+        return divide("filter", label, candidates, modules)[0]
+    except RgplugError as error:
+        raise RgplugError(f"policy.snapshots.scores cannot be had for the filters of {label}: {error}") from error
 
 
 def _prunes(policy: Policy, label: str) -> bool:

@@ -2,7 +2,7 @@
 
 torch-pruning's importances take a group: layers, each with the indices of its filters, input channels or gains that
 belong together. Such a group is made here of each block of tied filters (rgplug.units) and of what else belongs to its
-channels (rgplug.coupling), with stand-ins of torch.nn's layers that hold views of the parameters. So layers that
+channels (rgplug.coupling), with stand-ins of torch.nn's layers around the parameters. So layers that
 torch-pruning's own graph does not know are scored too: those under spectral norm, those of the host's own classes.
 """
 
@@ -50,8 +50,8 @@ def filter_scores(
     """
     check_installed(criterion)
     if criterion.needs == "gradients":
-        _check_gradients(criterion, values, network)
         values = {name: v for name, v in values.items() if v.grad is not None}
+    _check_values(criterion, values, network)
     found = []
     for block in units.blocks:
         assert isinstance(block, Filters)
@@ -74,20 +74,23 @@ def ranked(scores: Sequence[Tensor | None], units: Units, device: torch.device) 
     return [s.to(device) for s in every]
 
 
-def _check_gradients(criterion: Criterion, values: Mapping[str, Values], network: str) -> None:
-    """Raise RgplugError unless there are gradients, all finite."""
-    grads = {name: v.grad for name, v in values.items() if v.grad is not None}
-    if not grads:
+def _check_values(criterion: Criterion, values: Mapping[str, Values], network: str) -> None:
+    """Raise RgplugError where there are no gradients to look at, or numbers that are not finite."""
+    if not values:
         raise RgplugError(
             f"the criterion {criterion} needs gradients, and no weight of {network} has one; take a criterion of "
             "weights (torch-pruning:MagnitudeImportance, masks: {criterion: magnitude})"
         )
-    wrong = next((name for name, grad in grads.items() if not bool(grad.isfinite().all())), None)
-    if wrong is not None:
-        raise RgplugError(
-            f"the criterion {criterion} got a gradient of {network}.{wrong} that is not finite; begin with a smaller "
-            "loss scale (GradScaler(init_scale=...)), or take a criterion of weights"
-        )
+    for name, v in values.items():
+        if not bool(v.weight.isfinite().all()):
+            raise RgplugError(
+                f"the criterion {criterion} got a weight {network}.{name} that is not finite; load another"
+            )
+        if criterion.needs == "gradients" and v.grad is not None and not bool(v.grad.isfinite().all()):
+            raise RgplugError(
+                f"the criterion {criterion} got a gradient of {network}.{name} that is not finite; begin with a "
+                "smaller loss scale (GradScaler(init_scale=...)), or take a criterion of weights"
+            )
 
 
 def _block_scores(criterion: Criterion, units: Units, block: Filters, values: Mapping[str, Values]) -> Tensor | None:
@@ -103,13 +106,16 @@ def _block_scores(criterion: Criterion, units: Units, block: Filters, values: Ma
     parts.sort(key=lambda part: not (part.role != "norm" and part.whole(size)))
     if not parts[0].whole(size):
         parts.insert(0, _blank(parts[0].values, size, criterion.by_norms))
-    layers = {part.name: _stand_in(part) for part in parts}
+    # scores of a block are divided by their mean: a factor is of no account, and squares may overflow without it
+    grads = [part.values.grad for part in parts if part.values.grad is not None] if criterion.squared else []
+    factor = 1.0 / max((float(g.abs().max()) for g in grads), default=1.0) if any(bool(g.any()) for g in grads) else 1.0
+    layers = {part.name: _stand_in(part, factor) for part in parts}
     if criterion.squared:
         score.accumulate_grad(nn.ModuleList(layers.values()))
     found: Tensor | None = score(_group(parts, layers))
     if found is None:
         return None
-    # a group whose scores are all 0 is divided by their mean; ranks need no infinities of its own
+    # scores that are all 0 are divided by their mean, 0
     return found.detach().nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -158,8 +164,9 @@ def _blank(like: Values, size: int, norm: bool) -> _Part:
     return _Part("", "norm" if norm else "out", Values(zeros, None if like.grad is None else zeros), 0, units, units)
 
 
-def _stand_in(part: _Part) -> nn.Module:
-    """A layer of torch.nn, as torch-pruning knows it, around views of a parameter and of its gradient."""
+def _stand_in(part: _Part, factor: float) -> nn.Module:
+    """A layer of torch.nn, as torch-pruning knows it, around a parameter and its gradient times `factor`, in at least
+    float32."""
     transposed = part.dim == (1 if part.role == "out" else 0)
     layer: nn.Module
     if part.role == "norm":
@@ -168,9 +175,10 @@ def _stand_in(part: _Part) -> nn.Module:
         layer = nn.Linear(1, 1, bias=False, device="meta")
     else:
         layer = (nn.ConvTranspose2d if transposed else nn.Conv2d)(1, 1, 1, bias=False, device="meta")
-    weight = nn.Parameter(part.values.weight.detach(), requires_grad=False)
-    # an alias: HessianImportance puts squares in the place of gradients, which here are the training script's
-    weight.grad = None if part.values.grad is None else part.values.grad.detach()
+    dtype = torch.promote_types(part.values.weight.dtype, torch.float32)
+    weight = nn.Parameter(part.values.weight.detach().to(dtype), requires_grad=False)
+    # never the training script's own tensor: HessianImportance puts squares in the place of gradients
+    weight.grad = None if part.values.grad is None else part.values.grad.detach().to(dtype) * factor
     layer.weight = weight
     layer.bias = None
     return layer

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rgplug import expected, fused, kernels
 from rgplug.counts import Counts
 from rgplug.errors import RgplugError
+from rgplug.filter_scores import FilterScores
 from rgplug.fingerprint import fingerprint
 from rgplug.gradients import Change
 from rgplug.host_loss import HostLoss
@@ -46,6 +47,7 @@ class Network:
         self.iteration = 0
         self.counts = Counts(weights)
         self.kernels = policy.kernels
+        self.scores: FilterScores | None = None  # of its filters, that the policy wants in snapshots
         self.untried = ""  # why the network was not run with empty filters at attach
         self._met = False  # the target density was met, and nothing has changed since
         self._not_reset: set[str] = set()  # entries of optimizer states that were warned of

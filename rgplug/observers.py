@@ -15,6 +15,7 @@ from rgplug.policy import SnapshotPolicy
 from rgplug.processes import rank
 
 if TYPE_CHECKING:
+    from rgplug.filter_scores import FilterScores
     from rgplug.network import Network
 
 
@@ -70,6 +71,11 @@ class Snapshots(Observer):
                 began[label] = copies({label: module})[label]
         self._write("initial", began)
 
+    def stepped(self, network: str) -> None:
+        net = self._networks[network]
+        if net.scores is not None and not net.auxiliary:
+            net.scores.stepped()
+
     def after_step(self, network: str) -> None:
         self._changed = True
         early = self.policy.early
@@ -85,13 +91,21 @@ class Snapshots(Observer):
         self._changed = False
         modules = self._modules if self.policy.optimizers else {}
         moments = {k: snapshot.moments_of(m, self._optimizers.alive()) for k, m in modules.items()}
-        self._write("trained", copies(self._modules), moments)
+        scores = [net.scores for net in self._networks.values() if net.scores is not None]
+        self._write("trained", copies(self._modules), moments, {own.network: own for own in scores})
         self._optimizers.written()
 
-    def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:
+    def _write(
+        self,
+        name: str,
+        pair: dict[str, snapshot.Tensors],
+        moments: Any = None,
+        scores: Mapping[str, FilterScores] | None = None,
+    ) -> None:
         if rank() == 0:
             units = {label: net.method.units for label, net in self._networks.items()}
-            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, units)
+            held = {label: own.to_dict() for label, own in (scores or {}).items()}
+            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, units, held)
 
 
 class _Stepped:

@@ -155,6 +155,12 @@ def _check_criteria(policy: Policy) -> None:
             f"policy.masks.channels takes the same share of filters out of every layer, and masks.distribution is "
             f"{p.masks.distribution}; set distribution: uniform"
         )
+    if p.masks.channels and (p.exploration is not None or p.balance is not None):
+        group = "exploration" if p.exploration is not None else "balance"
+        raise RgplugError(
+            f"policy.{group} exchanges filters, and masks.channels leaves a smaller network whose masks stay; leave "
+            f"{group} out, or set masks: {{channels: false}}"
+        )
     if p.masks.channels and not any(p.removes_channels(network) for network in ("G", "D")):
         raise RgplugError("policy.masks.channels takes out whole filters; set granularity: filter")
     if criterion is None:

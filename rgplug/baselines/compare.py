@@ -17,7 +17,17 @@ from tqdm import tqdm
 
 from rgplug import schema
 from rgplug.baselines.host import Build, Functions, Host, Train
-from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, check_common, find, with_common
+from rgplug.baselines.methods import (
+    METHODS,
+    Baseline,
+    Density,
+    Scale,
+    check_common,
+    find,
+    own_keys,
+    with_common,
+    with_scores,
+)
 from rgplug.baselines.names import check_names
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, finished_results, read_results
@@ -77,6 +87,7 @@ def run(
     common = schema.resolve(policy or {}, PRESETS)
     own = keys_of_user(policy or {})
     chosen = [with_common(b, own, scale) for b in _with_needed(_baselines(methods))]
+    chosen = with_scores(chosen, common, scale)
     check_names([baseline.name for baseline in chosen], root)
     check_common(own, [scale.policy(b) for b in chosen])
     for baseline in chosen:
@@ -167,6 +178,7 @@ def _own(name: str, policy: Any) -> Baseline:
     """A method of the user's: a policy, trained as its base is (fine-tuned, where that is pf-*)."""
     base = policy.get("base") if isinstance(policy, Mapping) else policy
     known = METHODS.get(str(base), Baseline(name, {}))
+    policy = own_keys(policy)
     Policy.load(policy)
     return replace(known, name=name, policy=schema.resolve(policy, PRESETS), own=keys_of_user(policy))
 

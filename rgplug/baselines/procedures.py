@@ -99,7 +99,7 @@ class Task:
             return [self._training(self.folder, masks={"file": str(self.folder / MASKS)}, start=start)]
         changes: dict[str, Any] = {}
         if self.baseline.name == "dense":  # what fine-tuning and tickets start from
-            changes["snapshots"] = {"folder": str(self.folder), "early": self.early}
+            changes["snapshots"] = {"folder": str(self.folder), "early": self.early, **self._scores}
         return [self._training(self.folder, **changes)]
 
     def _training(self, folder: Path, **changes: Any) -> Training:
@@ -115,8 +115,13 @@ class Task:
             folder,
             masks={"file": str(folder / MASKS)},
             start={"weights": str(start.get(self.baseline.rewind, before / TRAINED))},
-            snapshots={"folder": str(folder), "optimizers": False},
+            snapshots={"folder": str(folder), "optimizers": False, **self._scores},
         )
+
+    @property
+    def _scores(self) -> dict[str, Any]:
+        """What snapshots hold for tickets that rank by a criterion of torch-pruning."""
+        return {"scores": list(self.baseline.scores)} if self.baseline.scores else {}
 
     def _round_folder(self, number: int) -> Path:
         return self.folder / f"round_{number:02d}"
@@ -180,7 +185,8 @@ class Task:
         managed = self._managed()
         for training in self.trainings():
             mine = training.folder / MASKS
-            _settle(mine, next_masks(trained, masks, self.ratio, self.baseline.networks, managed))
+            criterion = next(iter(self.baseline.scores), None)
+            _settle(mine, next_masks(trained, masks, self.ratio, self.baseline.networks, managed, criterion))
             rounds.append(training.run())
             trained, masks = training.folder / TRAINED, mine
         return _result(rounds[-1], rounds[:-1], rounds=True)
