@@ -106,9 +106,10 @@ def _block_scores(criterion: Criterion, units: Units, block: Filters, values: Ma
     parts.sort(key=lambda part: not (part.role != "norm" and part.whole(size)))
     if not parts[0].whole(size):
         parts.insert(0, _blank(parts[0].values, size, criterion.by_norms))
-    # scores of a block are divided by their mean: a factor is of no account, and squares may overflow without it
-    grads = [part.values.grad for part in parts if part.values.grad is not None] if criterion.squared else []
-    factor = 1.0 / max((float(g.abs().max()) for g in grads), default=1.0) if any(bool(g.any()) for g in grads) else 1.0
+    # a factor is of no account, since scores are divided by their mean; squares may overflow, or vanish, without it
+    grads = [part.values.grad for part in parts if part.values.grad is not None]
+    largest = max((float(grad.abs().max()) for grad in grads), default=0.0) if criterion.squared else 0.0
+    factor = 1 / largest if largest > 0 else 1.0
     layers = {part.name: _stand_in(part, factor) for part in parts}
     if criterion.squared:
         score.accumulate_grad(nn.ModuleList(layers.values()))

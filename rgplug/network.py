@@ -86,6 +86,9 @@ class Network:
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel). early: called by the
         training script, which may yet add to the gradients or clip them before it steps.
         """
+        weights = list(weights)
+        if (early or grad_scale is not None) and self._may_be_skipped(weights):
+            return
         changes = [(w, w.gradient.change()) for w in self.training(weights)]
         self.bring_back(w for w, _ in changes)
         seen = [(w, change) for w, change in changes if change != "none"]
@@ -194,6 +197,12 @@ class Network:
             with torch.no_grad():
                 self.method.begin(self.weights)
                 self.counts.recount()
+
+    def _may_be_skipped(self, weights: list[MaskedWeight]) -> bool:
+        """Whether masks are to be drawn from gradients that are not finite, in a step that a GradScaler (or a fused
+        optimizer under one) will skip: they wait for the next ones. Reads the device, until there are masks."""
+        waiting = [w for w in weights if self.method.needs_gradients and w.waits and w.param.grad is not None]
+        return not all(bool(w.param.grad.isfinite().all()) for w in waiting if w.param.grad is not None)
 
     def set_aside_unstepped(self) -> None:
         """Weights that no optimizer has stepped while others of the network were: pretrained parts, as a rule."""

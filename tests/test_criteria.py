@@ -321,6 +321,32 @@ def test_a_gradient_that_is_not_finite() -> None:
         torch.optim.SGD(G.parameters(), 0.1).step()
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_that_a_scaler_skips(fused: bool) -> None:
+    """A fused optimizer sees the infinite gradients of a loss scale that is too large, and skips the step by itself; so
+    does a script that asks for masked gradients early. Masks are drawn at the first step that counts, and are those
+    without a scale."""
+    found = []
+    for scaled in (False, True):
+        G, D = pair()
+        rg = rgplug.attach(G, D, policy("torch-pruning:taylor"))
+        opt = torch.optim.Adam(G.parameters(), 1e-2, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-110, enabled=scaled)
+        z = torch.randn(4, Z)
+        for skipped in (True, False) if scaled else (False,):
+            opt.zero_grad()
+            scaler.scale(1e9 * D(G(z)).square().mean()).backward()
+            assert all(p.grad.isfinite().all() for p in G.parameters()) is not skipped
+            if not fused:
+                scaler.unscale_(opt)
+                rg.mask_gradients("G")
+            scaler.step(opt)
+            scaler.update()
+            assert (rg.density("G") == 1.0) is skipped
+        found.append(kept(rg))
+    assert all(map(torch.equal, *found))
+
+
 def test_filters_without_a_batch_norm_are_kept() -> None:
     """BNScale has no score for them: they stay, and the others are ranked."""
     G = nn.Sequential(
