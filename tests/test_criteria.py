@@ -17,6 +17,7 @@ import torch_pruning
 from model_dcgan import Discriminator, Generator
 from sngan import SNGANDiscriminator, SNGANGenerator
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch_pruning.pruner import importance
 
 import rgplug
@@ -370,16 +371,53 @@ def test_filters_without_a_batch_norm_are_kept() -> None:
 
 
 def test_pf_taylor_in_a_comparison(tmp_path: Path) -> None:
-    """Fine-tuned from the dense run's weights, which is charged; at the density asked for, but for a whole filter."""
-    options: Any = {"policy": hosts.POLICY, **hosts.LENGTH}
-    found = {r.method: r for r in compare(["pf-taylor"], hosts.train, hosts.build, out=tmp_path, **options)}
+    """Fine-tuned from the dense run's weights, which is charged; its masks keep the best filters of all layers, by
+    these weights and the gradient of its own first step, up to the density asked for."""
+    seen: dict[str, Any] = {}
+
+    def train(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
+        def noted(G: nn.Module, D: nn.Module) -> rgplug.Controller:
+            rg = attach(G, D)
+            if "pf-taylor" in str(run_dir):
+                seen.update(rg=rg, live=G, G=copy.deepcopy(G))
+            return rg
+
+        hosts.train(build, noted, seed, run_dir)
+
+    def first_gradients(opt: torch.optim.Optimizer, *_: Any) -> None:
+        if (
+            "live" in seen
+            and "grads" not in seen
+            and opt.param_groups[0]["params"][0] is next(seen["live"].parameters())
+        ):
+            seen["grads"] = [p.grad.clone() for p in seen["live"].parameters()]
+            seen["masks"] = [m.clone() for m in kept(seen["rg"])]
+
+    handle = register_optimizer_step_pre_hook(first_gradients)  # before rgplug's own
+    try:
+        options: Any = {"policy": hosts.POLICY, **hosts.LENGTH}
+        found = {r.method: r for r in compare(["pf-taylor"], train, hosts.build, out=tmp_path, **options)}
+    finally:
+        handle.remove()
     tuned = found["pf-taylor"]
     assert set(found) == {"dense", "pf-taylor"}
     assert tuned.before["real_images"] == 48
     assert tuned.evaluations == 3
-    assert tuned.density["D"] == 1.0
-    assert 0.5 <= tuned.density["G"] <= 0.6
     assert tuned.inference_flops < found["dense"].inference_flops
+    G = seen["G"]
+    dense = read(tmp_path / "dense/seed_0/trained.safetensors")["pair"]["G"]
+    assert all(torch.equal(p, dense[name]) for name, p in G.named_parameters())
+    assert all(bool(m.all()) for m in seen["masks"])
+    for p, grad in zip(G.parameters(), seen["grads"]):
+        p.grad = grad
+    units = units_of("G", {"G": G})
+    scores = torch.cat(filter_scores(CRITERIA["taylor"], units, values_of(units), "G"))
+    sizes = torch.cat([b.sizes(scores.device) for b in units.blocks])
+    masks = torch.cat(kept(seen["rg"]))
+    total = sum(b.numel for b in units.blocks)
+    assert scores[masks].min() > scores[~masks].max()
+    assert 0.5 * total <= int(sizes[masks].sum()) < 0.5 * total + int(sizes.max())
+    assert tuned.density == {"G": pytest.approx(float(sizes[masks].sum() / total)), "D": 1.0}
 
 
 def test_tickets_by_a_criterion(tmp_path: Path) -> None:

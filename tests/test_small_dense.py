@@ -162,6 +162,23 @@ def test_the_same_filters_for_the_same_seed() -> None:
     assert [int(m.sum()) for m in found[0]] == [int(m.sum()) for m in found[2]]
 
 
+def test_a_state_goes_on(tmp_path: Path) -> None:
+    """Saved, and loaded into other networks of another seed: the masks of the first one, and the same training."""
+    G, D = start("sngan")
+    rg = rgplug.attach(G, D, half("sngan"))
+    train(G, D, 32)
+    rg.save(tmp_path / "state.safetensors")
+    other = start("sngan")
+    again = rgplug.attach(*other, {**half("sngan"), "masks.seed": 1})
+    for net, saved in zip(other, (G, D)):
+        net.load_state_dict(saved.state_dict())
+    again.load(tmp_path / "state.safetensors")
+    train(G, D, 32)
+    train(*other, 32)
+    for net, saved in zip(other, (G, D)):
+        assert all(map(torch.equal, net.parameters(), saved.parameters()))
+
+
 # generators that rgplug can run by itself: the others take a stage or labels beside the latent
 TRACED = [name for name in MODELS if name not in ("progan", "biggan")]
 
