@@ -37,8 +37,11 @@ class FilterScores:
         self._grads: dict[str, Tensor] | None = {} if any(c.needs == "gradients" for c in self._criteria) else None
 
     @torch.no_grad()
-    def stepped(self) -> None:
-        """The optimizer has stepped; its gradients are there still. No host-device sync."""
+    def stepped(self, found_inf: Tensor | None = None) -> None:
+        """The optimizer has stepped; its gradients are there still. No host-device sync.
+
+        found_inf: of a fused optimizer under a GradScaler, 1 where it has skipped the step; its gradients do not count.
+        """
         if self._grads is None:
             return
         assert self._units.coupling is not None
@@ -46,10 +49,13 @@ class FilterScores:
             if param.grad is None or param.grad.is_sparse:
                 continue
             held = self._grads.get(name)
-            if held is None or held.shape != param.grad.shape or held.device != param.grad.device:
-                self._grads[name] = param.grad.detach().clone()
+            grad = param.grad.detach()
+            if held is None or held.shape != grad.shape or held.device != grad.device:
+                self._grads[name] = grad.clone()
+            elif found_inf is not None:
+                held.copy_(torch.where(found_inf.to(grad.device) > 0, held, grad))
             else:
-                held.copy_(param.grad)
+                held.copy_(grad)
 
     @torch.no_grad()
     def to_dict(self) -> dict[str, Any]:

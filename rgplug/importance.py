@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rgplug.channels import Coupled
 from rgplug.criteria import Criterion, check_installed
 from rgplug.errors import RgplugError
+from rgplug.metrics.isolation import preserved_rng
 from rgplug.units import Filters, Units
 
 
@@ -56,8 +57,7 @@ def filter_scores(
     for block in units.blocks:
         assert isinstance(block, Filters)
         digest = hashlib.sha256(f"{seed} {network}.{block.names[0]}".encode()).digest()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest[:6], "big"))
+        with preserved_rng(int.from_bytes(digest[:6], "big")):
             found.append(_block_scores(criterion, units, block, values))
     if all(scores is None for scores in found):
         lacks = "has no batch norm of torch.nn behind a filter" if criterion.by_norms else "has no weight it can score"

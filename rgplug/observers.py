@@ -55,10 +55,12 @@ class Snapshots(Observer):
         self._at_attach: dict[str, snapshot.Tensors] | None = copies(modules)
         self._optimizers = _Stepped()
         self._changed = False  # since trained.safetensors was written
+        self._stepping: weakref.ref[torch.optim.Optimizer] | None = None
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """The first step of all: weights are what the host begins with. Buffers are taken as they were at attach, as
         forward passes have moved them since, unless the host has loaded other weights after that."""
+        self._stepping = None if optimizer is None else weakref.ref(optimizer)
         if optimizer is not None and self.policy.optimizers:
             self._optimizers.add(optimizer)
         began, self._at_attach = self._at_attach, None
@@ -74,7 +76,8 @@ class Snapshots(Observer):
     def stepped(self, network: str) -> None:
         net = self._networks[network]
         if net.scores is not None and not net.auxiliary:
-            net.scores.stepped()
+            optimizer = None if self._stepping is None else self._stepping()
+            net.scores.stepped(getattr(optimizer, "found_inf", None))
 
     def after_step(self, network: str) -> None:
         self._changed = True

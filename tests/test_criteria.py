@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from rgplug.baselines.tickets import next_masks
 from rgplug.criteria import CRITERIA, Criterion, criterion_of
 from rgplug.granularity import divide
 from rgplug.importance import Values, filter_scores
+from rgplug.metrics.isolation import preserved_rng
 from rgplug.policy import NetworkPolicy, Policy
 from rgplug.select import select
 from rgplug.snapshot import read
@@ -142,8 +144,8 @@ def test_scores_are_those_of_a_direct_call(name: str, criterion: Criterion) -> N
     for block, found in zip(units.blocks, ours):
         group, unit = group_of(graph, network, units, block)
         digest = hashlib.sha256(f"3 {label}.{block.names[0]}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:6], "big"))  # for RandomImportance
-        theirs = direct(criterion, network, group)
+        with preserved_rng(int.from_bytes(digest[:6], "big")):  # for RandomImportance
+            theirs = direct(criterion, network, group)
         if theirs is None:  # no batch norm
             assert found is None
             continue
@@ -194,11 +196,12 @@ def test_squares_of_gradients_of_any_size(scale: float) -> None:
 def test_the_random_state_stays() -> None:
     torch.manual_seed(0)
     units = units_of("G", NETWORKS["dcgan"]()[2])
-    state = torch.get_rng_state()
+    state, python = torch.get_rng_state(), random.getstate()
     first = filter_scores(CRITERIA["random"], units, values_of(units), "G")
     again = filter_scores(CRITERIA["random"], units, values_of(units), "G")
     other = filter_scores(CRITERIA["random"], units, values_of(units), "G", seed=1)
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
 
@@ -467,6 +470,29 @@ def test_the_scores_of_a_snapshot_are_those_of_its_last_step(tmp_path: Path) -> 
     for criterion in CRITERIA.values():
         for block, score in zip(units.blocks, filter_scores(criterion, units, values_of(units), "G")):
             assert torch.allclose(held[str(criterion)][block.names[0]], score.double())
+
+
+def test_a_skipped_step_leaves_no_gradients(tmp_path: Path) -> None:
+    """The last step of the run was one that a fused optimizer skips: the gradients before it count."""
+    G, D = pair()
+    scores = ["torch-pruning:taylor"]
+    rg = rgplug.attach(G, None, {"base": "dense", "snapshots": {"folder": str(tmp_path), "scores": scores}})
+    opt = torch.optim.Adam(G.parameters(), 1e-2, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for last in (False, True):
+        opt.zero_grad()
+        scaler.scale(D(G(torch.randn(4, Z))).square().mean() * (torch.inf if last else 1)).backward()
+        if not last:
+            grads = [p.grad.clone() for p in G.parameters()]
+        scaler.step(opt)
+        scaler.update()
+    rg.end_epoch(1.0)
+    for p, grad in zip(G.parameters(), grads):
+        p.grad = grad
+    units = units_of("G", {"G": G})
+    (held,) = read(tmp_path / "trained.safetensors")["scores"]["G"]["scores"].values()
+    for block, score in zip(units.blocks, filter_scores(CRITERIA["taylor"], units, values_of(units), "G")):
+        assert torch.allclose(held[block.names[0]], score.double())
 
 
 def test_tickets_of_another_granularity_need_scores(tmp_path: Path) -> None:
