@@ -179,6 +179,25 @@ def test_a_state_goes_on(tmp_path: Path) -> None:
         assert all(map(torch.equal, net.parameters(), saved.parameters()))
 
 
+def test_a_layer_that_trains_later_reads_what_is_left() -> None:
+    """Frozen at attach: its filters are drawn at its first gradient, and it loses the columns of channels that went."""
+    G, D = (net.float() for net in start("dcgan"))
+    G[4].weight.requires_grad_(False)
+    rg = rgplug.attach(G, D, {"base": "small-dense", "masks.density": 0.3})
+    opt = torch.optim.SGD(G.parameters(), 1e-3)
+    for frozen in (True, False):
+        G[4].weight.requires_grad_(not frozen)
+        opt.zero_grad()
+        D(G(torch.randn(4, Z))).mean().backward()
+        opt.step()
+    masks = {w.name: w.mask for w in rg.weights("G")}
+    made = lines(masks["1.weight"], 1)  # transposed: filters in dim 1, input channels in dim 0
+    assert 0 < len(made) < 2 * WIDTH
+    assert lines(masks["4.weight"], 0).tolist() == made.tolist()
+    assert lines(masks["4.weight"], 1).tolist() == masks["5.weight"].nonzero().flatten().tolist()
+    assert masks["4.weight"][:, lines(masks["4.weight"], 1)][made].all()
+
+
 # generators that rgplug can run by itself: the others take a stage or labels beside the latent
 TRACED = [name for name in MODELS if name not in ("progan", "biggan")]
 

@@ -4,7 +4,7 @@ that go (STU-GAN, Table 4: small dense)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,12 +40,23 @@ def small_network(units: Units, scores: Sequence[Tensor], density: float) -> dic
     rows, columns = _lines(units, _kept(units, scores, low if off[low] <= off[high] else high))
     masks = {}
     for name, row in rows.items():
-        layout, column = units.parts[name].layout, columns.get(name)
-        masks[name] = spread(layout, row)
-        if column is not None:
-            dim, keep = column
-            masks[name] = masks[name] & keep.view([-1 if d == dim else 1 for d in range(len(layout.shape))])
+        masks[name] = _narrowed(spread(units.parts[name].layout, row), columns.get(name))
     return masks
+
+
+def without_unread(units: Units, name: str, masks: Mapping[str, Tensor]) -> Tensor:
+    """The mask of one weight without the input columns that read channels of which the masks keep nothing: for a layer
+    that trains later than the others. masks: of all weights."""
+    kept = [block.kept({n: masks[n].cpu() for n in block.names}) for block in units.blocks]
+    return _narrowed(masks[name], _lines(units, kept)[1].get(name))
+
+
+def _narrowed(mask: Tensor, column: tuple[int, Tensor] | None) -> Tensor:
+    """A mask without the columns that go: (dim, [size] bool, those that stay)."""
+    if column is None:
+        return mask
+    dim, keep = column
+    return mask & keep.to(mask.device).view([-1 if d == dim else 1 for d in range(mask.dim())])
 
 
 def _kept(units: Units, scores: Sequence[Tensor], share: float) -> list[Tensor]:

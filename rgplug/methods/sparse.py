@@ -25,6 +25,7 @@ from rgplug.methods import FIXED, Method, Rule, Step
 from rgplug.methods.balance import BalanceRatio, adjusted_density
 from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
+from rgplug.methods.small_network import without_unread
 from rgplug.methods.two_of_four import exchange
 from rgplug.policy import END, BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
 from rgplug.units import Block, Filters, Fours, Units, spared
@@ -132,6 +133,9 @@ class Sparse(Method):
             own, policy = self.units.only([weight.name]), replace(self.masks, distribution="uniform")
             masks = initial_masks(policy, self.network, self.density, [weight], own, self._random)
             self._first[weight.name] = masks[weight.name]
+        if self.masks.channels and self.masks.file is None and self.units.granularity == "filter":
+            every = {w.name: w.mask for b in self.units.blocks for w in self.units.weights_of(b)}
+            self._first[weight.name] = without_unread(self.units, weight.name, {**every, **self._first})
         self.regrouped(self._weights)
 
     def start(self, weight: MaskedWeight) -> None:
