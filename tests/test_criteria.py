@@ -26,12 +26,13 @@ from rgplug import RgplugError
 from rgplug.baselines import compare
 from rgplug.baselines.tickets import next_masks
 from rgplug.criteria import CRITERIA, Criterion, criterion_of
+from rgplug.filter_scores import scores_in
 from rgplug.granularity import divide
 from rgplug.importance import Values, filter_scores
 from rgplug.metrics.isolation import preserved_rng
 from rgplug.policy import NetworkPolicy, Policy
 from rgplug.select import select
-from rgplug.snapshot import read
+from rgplug.snapshot import read, save
 from rgplug.units import Filters, Units
 
 Z, WIDTH = 6, 8
@@ -470,6 +471,32 @@ def test_the_scores_of_a_snapshot_are_those_of_its_last_step(tmp_path: Path) -> 
     for criterion in CRITERIA.values():
         for block, score in zip(units.blocks, filter_scores(criterion, units, values_of(units), "G")):
             assert torch.allclose(held[str(criterion)][block.names[0]], score.double())
+
+
+@pytest.mark.parametrize("what", ["a shape", "a block", "a number", "a group", "units"])
+def test_damaged_scores(what: str, tmp_path: Path) -> None:
+    G, _ = pair()
+    units, path = units_of("G", {"G": G}), tmp_path / "trained.safetensors"
+    scores: dict[str, Any] = {b.names[0]: torch.rand(b.shape) for b in units.blocks}
+    own: dict[str, Any] = {"units": units.to_dict(), "scores": {"torch-pruning:LAMPImportance": scores}}
+    held = {"G": own}
+    save(path, {"G": dict(G.named_parameters())}, scores=held)
+    assert torch.equal(scores_in(read(path), path, "G", "torch-pruning:lamp")[1][0], scores["1.weight"])
+    if what == "a shape":
+        scores["1.weight"] = torch.rand(3)
+    elif what == "a block":
+        del scores["4.weight"]
+    elif what == "a number":
+        scores["1.weight"] = torch.full_like(scores["1.weight"], torch.nan)
+    elif what == "a group":
+        own["scores"] = [1]
+    else:
+        own["units"]["weights"]["1.weight"]["shape"] = [1 << 40, 1 << 20]
+    save(path, {"G": dict(G.named_parameters())}, scores=held)
+    with pytest.raises(
+        RgplugError, match=r"trained\.safetensors is damaged: it (holds scores of G|describes G\.1\.we)"
+    ):
+        read(path)
 
 
 def test_a_skipped_step_leaves_no_gradients(tmp_path: Path) -> None:
