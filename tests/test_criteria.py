@@ -450,6 +450,17 @@ def test_tickets_by_a_criterion(tmp_path: Path) -> None:
         earlier = folder / "masks.safetensors"
     with pytest.raises(RgplugError, match=r"holds no scores of G by torch-pruning:LAMPImportance; let the run"):
         next_masks(trained[0], None, 0.2, ["G"], names, "torch-pruning:lamp")
+    for other in ({**mine, "masks.criterion": "torch-pruning:lamp"}, {"base": "tickets"}):
+        with pytest.raises(RgplugError, match=r"with other settings \(policy\.(masks\.criterion|granularity) was"):
+            compare({"mine": other}, hosts.train, hosts.build, out=tmp_path, **options)
+
+
+def test_a_dense_run_that_left_no_scores(tmp_path: Path) -> None:
+    mine = {"base": "tickets", "granularity": "filter", "masks.criterion": "torch-pruning:lamp"}
+    options: Any = {"policy": hosts.POLICY, **hosts.LENGTH}
+    compare(["dense"], hosts.train, hosts.build, out=tmp_path, **options)
+    with pytest.raises(RgplugError, match=r"holds no scores of G by torch-pruning:LAMPImportance.* another --out"):
+        compare({"mine": mine}, hosts.train, hosts.build, out=tmp_path, **options)
 
 
 def test_the_scores_of_a_snapshot_are_those_of_its_last_step(tmp_path: Path) -> None:

@@ -111,9 +111,11 @@ class Task:
         folder = self._round_folder(number)
         before = self.folder_of("dense") if number == 1 else self._round_folder(number - 1)
         start = {"init": self.folder_of("dense") / INITIAL, "early": self.folder_of("dense") / EARLY}
+        # beside a file the criterion says no more than how that came about: other settings make another round
+        criterion = {"criterion": self.baseline.scores[0]} if self.baseline.scores else {}
         return self._training(
             folder,
-            masks={"file": str(folder / MASKS)},
+            masks={"file": str(folder / MASKS), **criterion},
             start={"weights": str(start.get(self.baseline.rewind, before / TRAINED))},
             snapshots={"folder": str(folder), "optimizers": False, **self._scores},
         )

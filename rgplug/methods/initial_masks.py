@@ -66,7 +66,7 @@ def _by_torch_pruning(
     if without:
         warn(
             f"the criterion {criterion} has no score for {network}.{without[0]} and {len(without) - 1} more weights of "
-            f"{network}: their filters are all kept, and the others make up for it as far as their share allows"
+            f"{network}: their filters are all kept"
         )
     return ranked(scores, units, weights[0].param.device)
 
@@ -90,7 +90,7 @@ def _chosen(
     if units.coarse:
         counts = [unit_count(math.prod(b.shape), d) for b, d in zip(units.blocks, densities)]
         # what a criterion has no score for is kept
-        counts = [len(s) if bool(s.isposinf().all()) else n for n, s in zip(counts, scores)]
+        counts = [s.numel() if bool(s.isposinf().all()) else n for n, s in zip(counts, scores)]
     else:
         counts = exact_counts(shapes, densities, [f"{network}.{name}" for name in names])
     return [keep_largest([score], n)[0] for score, n in zip(scores, counts)]
