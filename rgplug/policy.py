@@ -75,8 +75,9 @@ class MaskPolicy:
     """Masks that a network begins with (method: sparse)."""
 
     density: float | Mapping[str, float] = 0.1  # of the managed weights; or {G: ..., D: ...}
-    criterion: Literal["random", "magnitude"] = "random"  # which weights of a layer are kept
+    criterion: str = "random"  # which weights of a layer are kept: random | magnitude | torch-pruning:NAME (of filters)
     distribution: Literal["erk", "er", "uniform", "global"] = "erk"  # how it is shared out; global: ranked over layers
+    channels: bool = False  # granularity filter: biases, norms and input columns of a channel go with its filters
     sampling: Literal["exact", "bernoulli"] = "exact"  # counts, or each weight by itself as STU-GAN's code draws them
     seed: int = 0
     file: str | None = None  # masks that a file holds (a ticket's); the keys above do not count then
@@ -133,6 +134,7 @@ class SnapshotPolicy:
     early: int | None = None  # iterations of G after which early.safetensors is written; null: never
     optimizers: bool = True  # the optimizers' moments in trained.safetensors, and in those of `best`
     best: bool = False  # the pair at the best evaluation of each phase: best_sparse and best_dense.safetensors
+    scores: tuple[str, ...] = ()  # criteria of torch-pruning whose scores of all filters go into trained.safetensors
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,11 @@ class Policy:
 
     def granularity_of(self, network: str) -> Granularity:
         return self.of(self.granularity, network) or "weight"
+
+    def removes_channels(self, network: str) -> bool:
+        """Whether masks take out all of a channel, so that what they leave is a smaller dense network."""
+        drawn = self.method == "sparse" and self.masks.channels and self.masks.file is None
+        return drawn and self.granularity_of(network) == "filter"
 
     @staticmethod
     def per_network(value: Any) -> dict[str, Any]:

@@ -16,7 +16,17 @@ from rgplug.baselines.command import Command
 from rgplug.baselines.grid import Cell, affecting, cells, check_keys
 from rgplug.baselines.host import Build, Functions, Host, Train
 from rgplug.baselines.keys import options_of
-from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, check_common, find, with_common
+from rgplug.baselines.methods import (
+    METHODS,
+    Baseline,
+    Density,
+    Scale,
+    check_common,
+    find,
+    own_keys,
+    with_common,
+    with_scores,
+)
 from rgplug.baselines.names import check_names
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, finished_results, read_results
@@ -172,7 +182,7 @@ def plan(
         names = {b.name: cell.only(keys[b.name]).name(b.name) for b in chosen}
         check_names(names.values(), root)
         there = cell.scale(scale)
-        here = [settled(b, cell) for b in chosen]
+        here = with_scores([settled(b, cell) for b in chosen], cell.policy(common, host.names), there)
         check_common(cell.policy(own, host.names), [there.policy(b) for b in here])
         asked = cell.policy(common, host.names)
         for baseline in here:
@@ -283,6 +293,7 @@ def _own(name: str, policy: Any) -> Baseline:
     """A method of the user's: a policy, trained as its base is (fine-tuned, where that is pf-*)."""
     base = policy.get("base") if isinstance(policy, Mapping) else policy
     known = METHODS.get(str(base), Baseline(name, {}))
+    policy = own_keys(policy)
     Policy.load(policy)
     return replace(known, name=name, policy=schema.resolve(policy, PRESETS), own=keys_of_user(policy))
 
