@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 COMMAND = [sys.executable, str(HERE / "command_host.py"), "--out", "{out}", "--seed", "{seed}"]
 EVERYTHING: dict[str, Any] = {"policy": POLICY, **LENGTH}
 FOUR = ["dense", "rg-gan", "stu-gan", "tickets"]
+BY_TAYLOR = {"base": "tickets", "granularity": "filter", "masks.criterion": "torch-pruning:TaylorImportance"}
+MORE: dict[str, Any] = {"pf-global": None, "small-dense": None, "pf-taylor": None, "tickets-taylor": BY_TAYLOR}
 KILLS = int(os.environ.get("RGPLUG_KILLS", "20"))
 ARGUMENTS = ["--density", "0.5", "--length", "12", "--rounds", "2", "--set", "batch_size=4"]
 
@@ -43,12 +45,13 @@ def rows(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("command")
-    compare([*FOUR, "pf-global", "tickets-random-init"], command=COMMAND, out=out, **EVERYTHING)
+    methods = {**dict.fromkeys(FOUR), **MORE, "tickets-random-init": None}
+    compare(methods, command=COMMAND, out=out, **EVERYTHING)
     return out
 
 
 def test_a_command_gives_what_functions_give(by_command: Path, tmp_path: Path) -> None:
-    compare([*FOUR, "pf-global"], train, build, out=tmp_path, **EVERYTHING)
+    compare({**dict.fromkeys(FOUR), **MORE}, train, build, out=tmp_path, **EVERYTHING)
     functions, commands = rows(tmp_path), rows(by_command)
     for name, result in functions.items():
         assert commands[name] == result, name

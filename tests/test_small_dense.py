@@ -226,7 +226,7 @@ def test_in_a_comparison(tmp_path: Path) -> None:
     dense, small = compare(["dense", "small-dense"], hosts.train, hosts.build, out=tmp_path, **options)
     assert small.density == {"G": pytest.approx(0.4, abs=0.08), "D": pytest.approx(0.4, abs=0.08)}
     assert small.flops < dense.flops
-    assert small.before == {"real_images": 0, "flops": 0}
+    assert small.before == {"real_images": 0, "flops": 0, "flops_proportional": 0}
 
 
 @pytest.mark.parametrize(
