@@ -9,6 +9,8 @@ train.py imports its helpers by name, so the names in train.py are what is wrapp
                       list, Adam, --ckpt and DataParallel
   get_dir(args)       the run folder, the training images, the batch size
   copy_G_params       its first result is the moving average, a list in the order of G's parameters
+  zip(..., average)   the host's update of the average: under a method with a sparse moving average (STU-GAN) managed
+                      weights come out as its Eq. 5 has them
   load_params         the average swapped into G for images and saves: wears G's live mask there
   torch.save          all_N.pth: the average in it wears the mask; a sidecar beside it (models/N.pth holds G_ema alone)
   torch.load          --ckpt: the sidecar, and what the mask hid of the average
@@ -109,6 +111,14 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
 
         return load_params
 
+    def pairs(original: Any) -> Any:
+        def zipped(*iterables: Any, **kwargs: Any) -> Any:
+            made = original(*iterables, **kwargs)
+            updates = len(iterables) == 2 and iterables[1] is session.average
+            return session.averaged(made) if updates else made
+
+        return zipped
+
     def save(original: Any) -> Any:
         def saved(what: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_checkpoint(what) or what["g_ema"] is not session.average:
@@ -142,6 +152,7 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
         patches.wrap(owner, "get_dir", folder)
         patches.wrap(owner, "copy_G_params", copies)
         patches.wrap(owner, "load_params", loads)
+    patches.shadow(script, "zip", pairs)
     patches.wrap(script, "tqdm", progress)
     patches.wrap(torch, "save", save)
     patches.wrap(torch, "load", load)
@@ -191,6 +202,11 @@ class _Session:
         self.average = average
         self.run.averages(lambda: average)
 
+    def averaged(self, pairs: Iterable[Any]) -> Iterator[Any]:
+        """The pairs of G's parameters and their averages, which the host's loop over them updates."""
+        with self.run.averaging():
+            yield from pairs
+
     def iterations(self, bar: Iterable[int]) -> Iterator[int]:
         """The host's iterations, with an evaluation after every `every`-th."""
         run, size = self.run, self.image_size
@@ -211,9 +227,9 @@ class _Session:
     def _evaluate(self) -> None:
         run = self.run
         if run.policy.metric is None:
-            run.evaluated(None)
+            run.evaluated({})
         else:
-            run.evaluated(None, ema=self.average, sample_fn=self._sample)
+            run.evaluated({}, ema=self.average, sample_fn=self._sample)
 
     def _sample(self, n: int) -> Tensor:
         """Images of the network as the host draws them: in training mode (its batch norms use the batch)."""
