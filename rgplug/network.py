@@ -511,6 +511,10 @@ class Network:
         """Share of all managed weights that is kept. Reads the device."""
         return self.counts.density()
 
+    def ever_active(self) -> float:
+        """Share of all managed weights that was kept at least once since attach. Reads the device."""
+        return self.method.ever_active(self.weights)
+
     def notes(self) -> dict[str, str]:
         """weight -> why it is not managed (yet), for those that the patterns name."""
         waiting = {w.name: "waits for its first gradient" for w in self.weights if w.waits}

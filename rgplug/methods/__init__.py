@@ -132,6 +132,11 @@ class Method:
     def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None:
         """Move the network as a whole so that the share `keep` of its weights is kept."""
 
+    def ever_active(self, weights: list[MaskedWeight]) -> float:
+        """Share of these weights that was kept at least once since attach (in-time over-parametrization, Liu et al.
+        2021, of masks that explore); here: all of them, as the network begins with all. Reads the device."""
+        return 1.0
+
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         """Everything of one weight that a resume needs, as tensors and numbers."""
         return {}
