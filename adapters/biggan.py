@@ -7,8 +7,8 @@ Where rgplug comes in:
 
   networks built      Generator and Discriminator of the model module (BigGAN, BigGANdeep), which make their own
                       optimizers: attached when D is there; the generator without an optimizer is the moving average
-  average updated     utils.ema.update: under a method with a sparse moving average (STU-GAN) managed weights come out as
-                      its Eq. 5 has them
+  average updated     utils.ema.update: under a method with a sparse moving average (STU-GAN) managed weights come out
+                      as its Eq. 5 has them
   resume              utils.load_weights: the sidecar that lies beside the weights
   run begins          utils.write_metadata, which knows the folders
   saves, samples      utils.save_weights, train_fns.save_and_sample: the average wears G's live mask; sidecars

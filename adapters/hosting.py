@@ -15,7 +15,6 @@ from rgplug.adapters.run import say
 from rgplug.errors import RgplugError
 from rgplug.policy import Policy, from_environment
 
-
 _ABSENT = object()
 
 

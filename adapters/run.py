@@ -216,14 +216,10 @@ class Run:
 
     def _check_average(self) -> None:
         """A method with a sparse moving average, and a host that updates its average where no seam is: say so once."""
-        averages = self.controller.sema and self.generator is not None and self._average() is not None
-        if (
-            averages
-            and self.generator is not None
-            and self.generator.iteration
-            and not self._averaged
-            and not self._said
-        ):
+        net = self.generator
+        if self._averaged or self._said or not self.controller.sema or net is None or not net.iteration:
+            return
+        if self._average() is not None:
             self._said = True
             say(
                 "the moving average is the host's ordinary one, not STU-GAN's (Eq. 5): its update was not found where "
