@@ -1,4 +1,4 @@
-"""The example policies on the repositories that they are written for: attached to the real networks, trained a little."""
+"""The example policies on the repositories that they are written for: attached to the real networks and trained."""
 
 from __future__ import annotations
 

@@ -320,6 +320,18 @@ def test_patterns_that_match_nothing(tmp_path: Path) -> None:
     assert "blocks.*" in sentence(done)
 
 
+def test_rgplug_measures_where_the_host_does_not(tmp_path: Path) -> None:
+    """--metrics=none and a metric in the policy: against other images than the training set."""
+    run = HostRun("stylegan2-ada", tmp_path / "run", {"RGPLUG_TEST_TICK": "2", "RGPLUG_TEST_ITERATIONS": "3"})
+    others = shapes(tmp_path / "others", 32, 16)
+    metric = {"real": str(others), "features": "efficientnet_lite0", "samples": 8, "batch": 8}
+    train(run, run.script("train.py", {**POLICY, "metric": metric}), shapes(tmp_path, 32), "--metrics=none")
+    records = history(last_folder(run))
+    assert {r["metric_name"] for r in records} == {"fd_efficientnet_lite0"}
+    assert len({r["metric"] for r in records}) == len(records) == 2
+    assert all(r["metric"] > 0 for r in records)
+
+
 def test_stu_gan_from_start_to_resume(tmp_path: Path) -> None:
     """The example policy with short intervals: the mask explores, the average is sparse by itself, the host's snapshot
     is what was evaluated, and a resume goes on exactly from there."""
