@@ -371,6 +371,7 @@ class Network:
         self.method.on_guard(w, keep)
         counts[0].copy_(count * keep)
         counts[1].copy_(w.split(pruned, scratch))
+        self.method.drawn(w)
 
     def _load_loops(self) -> None:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""

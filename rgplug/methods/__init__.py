@@ -122,6 +122,9 @@ class Method:
         """The entries to prune, from theta (held in `weight.dormant`); here: those that are."""
         return torch.logical_not(weight.mask).to(weight.param.dtype)
 
+    def drawn(self, weight: MaskedWeight) -> None:
+        """`weight.mask` is the mask that was drawn from what `pruned` returned. Not called where a Rule says it all."""
+
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
         """The layer was about to empty where `keep` (0-dim) is 0; all of it is kept."""
 
