@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -166,6 +167,33 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         prepared("cifar10", source, tmp_path / name, "--share", "0.5", "--balanced")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
+COMMANDS = re.findall(r"^ *python examples/prepare_data\.py (.*)$", PAGE.read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_on_protocols(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is understood, and works on data under the names that it gives."""
+    monkeypatch.chdir(tmp_path)
+    filled = command.replace("$share", "1").replace("$part", "test").replace("$name", "obama")
+    words = filled.replace("--count 1000", "--count 3").split()
+    Path("data").mkdir()
+    if words[0] == "cifar10":
+        cifar_archive(tmp_path)
+    elif words[0] == "tiny-imagenet":
+        tiny_archive(tmp_path)
+    else:
+        prepared("cifar10", cifar_archive(tmp_path), words[1])
+    assert main(words) == 0, capsys.readouterr().err
+    assert Path(words[2]).exists()
+
+
+def test_the_page_on_protocols_has_each_command() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"cifar10", "tiny-imagenet", "images"}
 
 
 def evil(where: Path) -> Path:
