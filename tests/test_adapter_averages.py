@@ -172,3 +172,16 @@ def test_the_hosts_average_follows_equation_5(trained: Trained) -> None:
             begun += int(new.sum()) if i else 0
     assert exchanged > 100
     assert begun > 100
+
+
+@pytest.mark.host
+def test_two_processes_have_one_average(tmp_path: Path) -> None:
+    """--gpus=2 with gloo: the repository compares the ranks' averages bit for bit at every snapshot, and stops where
+    they differ; masks are equal too."""
+    run = HostRun("stylegan2-ada", tmp_path / "run", {"RGPLUG_TEST_TICK": "3", "RGPLUG_TEST_ITERATIONS": "8"})
+    (tmp_path / "witness").mkdir()
+    script = run.script("train.py", policy("stylegan2_ada_stu_gan.yaml"))
+    stylegan2.train(run, script, shapes(tmp_path, 32), "--gpus=2", RGPLUG_TEST_WITNESS=str(tmp_path / "witness"))
+    ranks = [(tmp_path / "witness" / f"rank{r}.txt").read_text().splitlines() for r in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert len(set(ranks[0])) >= 3

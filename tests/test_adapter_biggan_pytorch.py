@@ -111,3 +111,14 @@ def test_the_hosts_sample_py_reads_the_weights(story: Story) -> None:
     script = folder("biggan-pytorch") / "sample.py"
     story.run(script, "--base_root=base", "--sample_random", "--sample_num_npz=0", *OPTIONS, plain=True)
     assert (story.run.where / "base" / "samples" / "t" / "random_samples.jpg").is_file()
+
+
+def test_the_deep_model(story: Story, tmp_path: Path) -> None:
+    run = HostRun("biggan-pytorch", tmp_path / "run")
+    script = run.script("train.py", POLICY)
+    model = ["--model=BigGANdeep", "--hier", "--G_shared", "--shared_dim=16", "--dim_z=16"]  # needs shared embeddings
+    text = train(run, script, story.run.where.parent / "data", "--num_epochs=1", *model)
+    assert "not STU-GAN's" not in text
+    (*_, record) = history(run.where / "base" / "logs" / "t")
+    assert record["density"] == {"G": pytest.approx(0.1, abs=0.005), "D": pytest.approx(0.3, abs=0.005)}
+    assert any("conv4" in name for name in record["layers"]["G"])

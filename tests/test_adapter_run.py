@@ -97,7 +97,8 @@ def test_numbers_of_an_evaluation_are_of_what_was_measured() -> None:
 
 def test_all_that_the_host_measured_is_recorded_and_one_decides() -> None:
     run = started(Host())
-    assert run.evaluated({}).metric is None
+    with pytest.warns(UserWarning, match="got no metric"):
+        assert run.evaluated({}).metric is None
     record = run.evaluated({"is": 8.0, "fid": 5.0}, "fid")
     assert (record.metric, record.metric_name) == (5.0, "fid")
     assert record.metrics == {"fid": 5.0, "is": 8.0}
