@@ -13,6 +13,7 @@ from rgplug.errors import RgplugError
 from rgplug.metrics import LayerMacs, layer_macs, training_flops_per_step
 from rgplug.metrics.sampling import example_inputs
 from rgplug.policy import Policy
+from rgplug.run_setup import by_module
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -99,15 +100,7 @@ class Accounting:
         macs = self.macs.get(network)
         if macs is None:
             return None, None
-        return macs.flops(self._by_module(layers, network)), macs.flops()
-
-    def _by_module(self, layers: Mapping[str, float], network: str) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for weight, density in layers.items():
-            module = weight.rpartition(".parametrizations.")[0] or weight.rpartition(".")[0]
-            if module in self.macs[network].layers:
-                found.setdefault(module, density)  # a managed bias comes after its weight
-        return found
+        return macs.flops(by_module(layers, macs)), macs.flops()
 
     def _mean_density(self, network: str) -> dict[str, float]:
         """Density of each layer, by module name, averaged over the iterations so far."""
@@ -117,7 +110,7 @@ class Accounting:
         means = [
             total / w.steps if w.steps else 1.0 for total, w in zip(net.counts.density_steps.tolist(), net.weights)
         ]
-        return self._by_module(dict(zip((w.name for w in net.weights), means)), network)
+        return by_module(dict(zip((w.name for w in net.weights), means)), self.macs[network])
 
     def state_dict(self) -> dict[str, Any]:
         return {"shown": self._shown}

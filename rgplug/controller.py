@@ -39,6 +39,7 @@ from rgplug.policy import Policy
 from rgplug.processes import broadcast_first, from_first_rank
 from rgplug.ranks import EqualRanks
 from rgplug.regeneration import AugmentedRegeneration
+from rgplug.run_setup import Setup
 from rgplug.state import fit
 from rgplug.weak import WeakModules
 from rgplug.wrappers import tensors_of
@@ -218,7 +219,9 @@ class Controller:
         record = self.monitor.decided(measured, average, self.phase)
         self.records.append(record)
         del self.records[:-RECORDS_KEPT]
-        self.journal.write(self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save)
+        self.journal.write(
+            self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save, setup=lambda: Setup.of(self)
+        )
         if self._snapshots is not None:
             self._snapshots.evaluated()
         return record

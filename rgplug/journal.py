@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rgplug import files, history
+from rgplug.errors import RgplugError
 from rgplug.history import HISTORY, Record
 from rgplug.logs import Logger, open_logger
 from rgplug.policy import Policy
 from rgplug.processes import rank
+from rgplug.run_setup import SETUP, Setup
 from rgplug.warn import warn as warn
 
 STATE = "rgplug.safetensors"
@@ -30,7 +32,20 @@ class Journal:
             self.close()
             raise
 
-    def write(self, run_dir: str | None, record: Record, *, resumed: bool, save: Callable[[Path], None]) -> None:
+    def begin(self, run_dir: str | None, setup: Callable[[], Setup]) -> None:
+        """The networks are attached: say so in the folder, unless another run has been there, which may go on."""
+        if run_dir is not None and rank() == 0 and not (Path(run_dir) / SETUP).exists():
+            _write_setup(Path(run_dir), setup())
+
+    def write(
+        self,
+        run_dir: str | None,
+        record: Record,
+        *,
+        resumed: bool,
+        save: Callable[[Path], None],
+        setup: Callable[[], Setup],
+    ) -> None:
         """Add a record. What an earlier run left in the folder is set aside at the first epoch; a run that was resumed
         takes back the records that it is about to write again."""
         if run_dir is not None and rank() == 0:
@@ -39,6 +54,8 @@ class Journal:
                 self._set_aside(folder)
             elif resumed:
                 history.truncate(folder / HISTORY, record.epoch - 1)
+            if record.epoch == 1 or resumed:
+                _write_setup(folder, setup())
             history.append(folder / HISTORY, record)
             save(folder / STATE)
         for logger in self.loggers:
@@ -47,7 +64,10 @@ class Journal:
     @staticmethod
     def _set_aside(folder: Path) -> None:
         """A run from the beginning in a folder where another one has been: perhaps its state was to be loaded."""
-        renamed = history.set_aside(folder, (HISTORY, STATE, files.previous_of(Path(STATE)).name))
+        names = (HISTORY, STATE, files.previous_of(Path(STATE)).name)
+        earlier = any((folder / name).exists() for name in names)  # setup.json alone is this run's own
+        renamed = history.set_aside(folder, (*names, SETUP)) if earlier else {}
+        renamed.pop(SETUP, None)
         if renamed:
             kept = ", ".join(f"{old} as {new}" for old, new in renamed.items())
             warn(
@@ -58,3 +78,12 @@ class Journal:
     def close(self) -> None:
         while self.loggers:
             self.loggers.pop().close()
+
+
+def _write_setup(folder: Path, setup: Setup) -> None:
+    try:
+        setup.write(folder)
+    except OSError as error:
+        raise RgplugError(
+            f"{folder / SETUP} could not be written ({error.strerror}); give a run_dir that can"
+        ) from None

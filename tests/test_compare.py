@@ -54,8 +54,13 @@ def test_every_method_has_a_result(finished: Path) -> None:
 def test_what_was_trained_before_is_charged(finished: Path) -> None:
     results = {r.method: r for r in read_results(finished)}
     dense, tickets = results["dense"], results["tickets"]
-    assert dense.before == {"real_images": 0, "flops": 0}
-    assert results["pf-global"].before == {"real_images": 48, "flops": dense.flops_total}
+    assert dense.before == {"real_images": 0, "flops": 0, "flops_proportional": 0}
+    proportional = dense.flops_proportional
+    assert results["pf-global"].before == {
+        "real_images": 48,
+        "flops": dense.flops_total,
+        "flops_proportional": proportional,
+    }
     assert tickets.before["real_images"] == 2 * 48
     first = json.loads((finished / "tickets/seed_0/round_01/outcome.json").read_text())
     assert tickets.before["flops"] == pytest.approx(dense.flops_total + first["flops_total"])

@@ -14,11 +14,11 @@ from hosts_of_comparisons import LENGTH, POLICY, build, train
 
 from rgplug import RgplugError
 from rgplug.baselines import compare, next_masks, read_results
-from rgplug.baselines.files import read_json, write_json
+from rgplug.baselines.driven import drive_tickets
 from rgplug.baselines.host import Functions
 from rgplug.baselines.names import check_names, why_not
 from rgplug.baselines.results import RESULT
-from rgplug.baselines.tickets import drive_tickets
+from rgplug.sealed import read_json, write_json
 from rgplug.snapshot import read, save_masks
 
 EVERYTHING: dict[str, Any] = {"policy": POLICY, **LENGTH}
@@ -200,23 +200,10 @@ def test_an_early_snapshot_of_another_iteration_is_not_used(tmp_path: Path) -> N
         compare(["tickets-early"], never, build, out=tmp_path, early=5, **EVERYTHING)
 
 
-def test_rounds_of_a_command_are_not_mixed(tmp_path: Path) -> None:
-    (tmp_path / "round_00").mkdir()
-    (tmp_path / "round_00" / "done.json").write_text("{}")
-    with pytest.raises(RgplugError, match=r"holds rounds and no tickets.json"):
-        drive_tickets(["true"], tmp_path)
-    (tmp_path / "tickets.json").write_text('{"command": ["true"], "ratio": 0.2')
-    with pytest.raises(RgplugError, match=r"tickets.json is damaged: it is no JSON.*delete .* run the same command"):
-        drive_tickets(["true"], tmp_path)
-    (tmp_path / "tickets.json").unlink()
-    (tmp_path / "round_00" / "done.json").rename(tmp_path / "aside")
-    with pytest.raises(RgplugError, match="left no trained weights"):
-        drive_tickets(["true"], tmp_path)
-    with pytest.raises(RgplugError, match=r"holds rounds with ratio 0.2, now it is 0.5"):
-        drive_tickets(["true"], tmp_path, ratio=0.5)
-    (tmp_path / "aside").rename(tmp_path / "round_00" / "done.json")
-    with pytest.raises(RgplugError, match=r"done.json is damaged: it has no 'round'; delete this file"):
-        drive_tickets(["true"], tmp_path)
+def test_rounds_of_an_earlier_layout_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tickets.json").write_text("{}")
+    with pytest.raises(RgplugError, match=r"holds rounds of an earlier version .* give another --out"):
+        drive_tickets(["true", "{out}"], tmp_path)
 
 
 # ----------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from common import MILD, Host, adam, attached
 from torch import nn
 
 import rgplug
+from rgplug.baselines.outcome import from_records
 from rgplug.baselines.records import records_of
-from rgplug.baselines.results import best_layers, from_records
 from rgplug.errors import RgplugError
 from rgplug.logs import scalars
 
@@ -97,9 +97,10 @@ def test_numbers_for_loggers_are_of_what_was_measured() -> None:
     assert [scalars(r)["restored/G"] > 0 for r in (going, back)] == [True, False]
     assert scalars(going)["regenerated/G"] == 0
     lines = [json.loads(r.to_json()) for r in (going, back)]
-    best = from_records(lines, "rg-gan", 0, ".", None, higher_is_better=False)
+    best = from_records(lines, None, "rg-gan", 0, ".", higher_is_better=False)
     assert (best["best"], best["best_phase"], best["density"]["G"]) == (1.0, "dense", 1.0)
-    assert set(best_layers(lines, best["best_epoch"]).values()) == {1.0}
+    assert best["phases"]["sparse"]["best"] == 9.0
+    assert best["phases"]["sparse"]["density"]["G"] == sparse
 
 
 def test_a_resume_after_a_decision_goes_on_with_the_same_records() -> None:

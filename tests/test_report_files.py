@@ -16,7 +16,6 @@ import pytest
 from report_runs import RESULTS, record, result, write_history, write_results
 
 from rgplug import RgplugError
-from rgplug.baselines.files import digest, sealed, write_all
 from rgplug.baselines.records import digest_of, records_of
 from rgplug.cli import main
 from rgplug.report.figures import image_grid
@@ -24,6 +23,7 @@ from rgplug.report.page import write_report
 from rgplug.report.results import read_results
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import as_text, csv_text, markdown
+from rgplug.sealed import digest, sealed, write_all
 
 # ----------------------------------------------------------------------------
 # Text for other programs.

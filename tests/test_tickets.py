@@ -50,12 +50,18 @@ def command(script: Path) -> list[str]:
     return [sys.executable, str(script), "{round}", "{out}"]
 
 
+def folder(out: Path, number: int) -> Path:
+    """Of a round; round 0 is the dense run."""
+    method = next(p.name for p in out.iterdir() if p.name.startswith("tickets"))
+    return out / method / "seed_0" / f"round_{number:02d}" if number else out / "dense" / "seed_0"
+
+
 def pair(out: Path, number: int, name: str) -> dict[str, Any]:
-    return read(out / f"round_{number:02d}" / f"{name}.safetensors")["pair"]
+    return read(folder(out, number) / f"{name}.safetensors")["pair"]
 
 
 def masks(out: Path, number: int) -> dict[str, Any]:
-    return read(out / f"round_{number:02d}" / "masks.safetensors", "masks")["masks"]
+    return read(folder(out, number) / "masks.safetensors", "masks")["masks"]
 
 
 @pytest.mark.parametrize("rewind", ["init", "early", "none"])
@@ -88,11 +94,14 @@ def test_a_round_that_is_broken_off_is_done_again(
     arguments = ["tickets", "--rounds", "2", "--out", str(out), "--", *command(script)]
     monkeypatch.setenv("DIE_IN", "2")
     assert main(arguments) == 2
-    assert "round 2 ended with status 9; rounds before it are finished" in capfd.readouterr().err
-    finished = {p: p.stat().st_mtime_ns for n in (0, 1) for p in (out / f"round_0{n}").iterdir()}
+    said = capfd.readouterr().err
+    assert "1 of 2 runs failed, the first was tickets seed 0: the command ended with status 9" in said
+    assert f"its output is in {folder(out, 2) / 'output.txt'}" in said
+    finished = {p: p.stat().st_mtime_ns for p in folder(out, 1).iterdir()}
+    finished |= {p: p.stat().st_mtime_ns for p in folder(out, 0).iterdir()}
     monkeypatch.delenv("DIE_IN")
     assert main(arguments) == 0
-    assert finished == {p: p.stat().st_mtime_ns for n in (0, 1) for p in (out / f"round_0{n}").iterdir()}
+    assert finished == {p: p.stat().st_mtime_ns for p in finished}
     alone = tmp_path / "alone"
     drive_tickets(command(script), alone, rounds=2)
     for network in ("G", "D"):
@@ -176,8 +185,8 @@ def test_statistics_of_batch_norm_are_rewound_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "keys", "sentence"),
     [
-        ("pass", {}, "round 0 left no trained weights"),
-        ("raise SystemExit(3)", {}, "round 0 ended with status 3"),
+        ("pass", {}, "dense seed 0: the command ended and has attached nothing: put the two lines"),
+        ("raise SystemExit(3)", {}, "dense seed 0: the command ended with status 3"),
         ("pass", {"rewind": "early"}, "rewind early needs --early N"),
         ("pass", {"rounds": 0}, "rounds is 0"),
         ("pass", {"ratio": 1.0}, "ratio is 1.0"),
@@ -185,19 +194,19 @@ def test_statistics_of_batch_norm_are_rewound_too(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_driven(tmp_path: Path, code: str, keys: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RgplugError, match=sentence):
-        drive_tickets([sys.executable, "-c", code], tmp_path / "out", **keys)
+        drive_tickets([sys.executable, "-c", code, "{out}"], tmp_path / "out", **keys)
 
 
 def test_no_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tickets", "--out", str(tmp_path)]) == 2
     assert "there is no command to run" in capsys.readouterr().err
     with pytest.raises(RgplugError, match="'nowhere/train' cannot be run: No such file"):
-        drive_tickets(["nowhere/train"], tmp_path / "out")
+        drive_tickets(["nowhere/train", "{out}"], tmp_path / "out")
 
 
 def test_other_settings_in_the_same_folder(script: Path, tmp_path: Path) -> None:
     drive_tickets(command(script), tmp_path / "out", rounds=1)
-    with pytest.raises(RgplugError, match=r"holds rounds with ratio 0.2, now it is 0.5; give another --out"):
+    with pytest.raises(RgplugError, match=r"other settings \(ratio was 0.2, now it is 0.5\); give another --out"):
         drive_tickets(command(script), tmp_path / "out", rounds=1, ratio=0.5)
     assert len(drive_tickets(command(script), tmp_path / "out", rounds=2)) == 3  # more rounds are no other setting
 
@@ -222,7 +231,7 @@ def test_fastgan_round_by_round(tmp_path: Path) -> None:
     held, began = masks(out, 1)["G"], pair(out, 1, "initial")["G"]
     first = pair(out, 0, "initial")["G"]
     assert all(torch.equal(began[n], first[n] * held.get(n, torch.ones(()))) for n in first)
-    assert (out / "round_01" / "train_results" / "t" / "models" / "all_2.pth").is_file()
-    lines = [json.loads(line) for line in (out / "round_01" / "history.jsonl").read_text().splitlines()]
+    assert (folder(out, 1) / "train_results" / "t" / "models" / "all_2.pth").is_file()
+    lines = [json.loads(line) for line in (folder(out, 1) / "history.jsonl").read_text().splitlines()]
     assert {line["phase"] for line in lines} == {"sparse"}
     assert os.environ.get("RGPLUG_POLICY") is None

@@ -9,9 +9,10 @@ or `rgplug compare` from the shell. `rgplug report runs` makes the tables and fi
 from rgplug.baselines.adversarial_features import AdversarialFeatures
 from rgplug.baselines.compare import compare
 from rgplug.baselines.distillation import distillation_loss
+from rgplug.baselines.driven import drive_tickets
 from rgplug.baselines.methods import METHODS, Baseline
 from rgplug.baselines.results import Result, read_results
-from rgplug.baselines.tickets import drive_tickets, next_masks
+from rgplug.baselines.tickets import next_masks
 
 __all__ = [
     "METHODS",

@@ -1,24 +1,29 @@
-"""A host of a comparison: how its networks are built and trained."""
+"""A host of a comparison that is two functions: how its networks are built and trained."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 import rgplug
 from rgplug import schema
+from rgplug.baselines.command import Command, filled, placeholders
 from rgplug.baselines.methods import applicable
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
+from rgplug.history import HISTORY
 from rgplug.inspection import import_file
 from rgplug.policy import PRESETS, Policy
+
+if TYPE_CHECKING:
+    from rgplug.baselines.run import Training
 
 Build = Callable[[], tuple[nn.Module, nn.Module]]
 Train = Callable[..., Any]
@@ -34,6 +39,19 @@ class Functions:
     def functions(self) -> tuple[Build, Train]:
         return self.build_function, self.train_function
 
+    names: tuple[str, ...] = ()  # placeholders: functions have none
+    words: tuple[str, ...] = ()
+
+    def with_values(self, values: Mapping[str, Any]) -> Functions:
+        return self
+
+    def check(self, seeds: Sequence[int]) -> None:
+        """Functions can be called for any seed."""
+
+    def train(self, training: Training, held: int | None) -> None:
+        """Train once, in this process, which holds the claim."""
+        _call(self.functions(), training)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What tells two hosts apart in a folder of results: names of the functions, and what is bound to them."""
@@ -45,15 +63,29 @@ class HostFile:
     """A host given as a Python file: it defines host(argv) -> (build, train), or build and train themselves."""
 
     path: str
-    argv: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()  # with {names} of a grid in it
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Placeholders in the arguments."""
+        return placeholders(self.argv)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The arguments, the grid's values filled in."""
+        return tuple(filled(self.argv, self.values))
+
+    def with_values(self, values: Mapping[str, Any]) -> HostFile:
+        return replace(self, values=values)
 
     def functions(self) -> tuple[Build, Train]:
         module = import_file(Path(self.path))
         if hasattr(module, "host"):
             try:
-                found = module.host(list(self.argv))
+                found = module.host(list(self.words))
             except SystemExit as error:  # argparse, which has said why
-                raise RgplugError(f"{self.path} does not take {' '.join(self.argv)!r} ({error})") from error
+                raise RgplugError(f"{self.path} does not take {' '.join(self.words)!r} ({error})") from error
         else:
             found = (getattr(module, "build", None), getattr(module, "train", None))
             if self.argv:
@@ -66,12 +98,41 @@ class HostFile:
         build, train = found
         return build, train
 
+    def check(self, seeds: Sequence[int]) -> None:
+        """Raise RgplugError for a file that is no host, before anything runs."""
+        self.functions()
+
+    def train(self, training: Training, held: int | None) -> None:
+        """Train once, in this process, which holds the claim."""
+        _call(self.functions(), training)
+
     @property
     def identity(self) -> dict[str, Any]:
-        return {"file": Path(self.path).name, "argv": list(self.argv)}
+        return {"file": Path(self.path).name, "argv": list(self.words)}
 
 
-Host = Functions | HostFile
+Host = Functions | HostFile | Command
+
+
+def _call(functions: tuple[Build, Train], training: Training) -> None:
+    """The host's train, with attach in it. Raises RgplugError where it fails or attaches nothing."""
+    build, train = functions
+    attach = Attachment(training.common, {**training.policy, "run_dir": str(training.folder)})
+    try:
+        train(checked(build, training.init_seed), attach, training.seed, training.folder)
+        if attach.controller is None:
+            raise RgplugError("the host's train never called attach(G, D), so nothing was measured")
+        if not (training.folder / HISTORY).is_file():
+            raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
+    except (RgplugError, KeyboardInterrupt):
+        raise
+    except SystemExit as error:
+        raise RgplugError(f"the host stopped: {error}") from error
+    except Exception as error:
+        raise RgplugError(f"the host failed: {type(error).__name__}: {error}") from error
+    finally:
+        if attach.controller is not None:
+            attach.controller.detach()
 
 
 def _named(function: Any, otherwise: str) -> str:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from rgplug.checks import printable
 from rgplug.errors import RgplugError
 
 LONGEST = 100  # bytes; file systems take 255, and files beside a run's folder are named after it
@@ -61,9 +62,9 @@ def why_not(name: object) -> str:
     return ""
 
 
-def printable(text: str) -> bool:
-    """Whether a text holds no control, format, private or unpaired surrogate character, and no line break."""
-    return not any(unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") for c in text)
+def is_run(folder: Path) -> bool:
+    """Whether a folder is called seed_N, as those of runs are; others that look alike are nobody's."""
+    return folder.name.startswith("seed_") and folder.name.removeprefix("seed_").removeprefix("-").isdecimal()
 
 
 def _folded(name: str) -> str:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from rgplug.baselines.files import digest, is_sealed, read_json, write_json
 from rgplug.baselines.host import Host
 from rgplug.baselines.methods import Baseline, Scale
 from rgplug.baselines.records import NEEDED, digest_of, records_of
 from rgplug.baselines.results import RESULT, read_result
 from rgplug.baselines.run import SPEC, Training, same_settings
-from rgplug.baselines.tickets import next_masks, random_masks
+from rgplug.baselines.tickets import next_masks, random_masks, ratio_for
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
+from rgplug.sealed import digest, is_sealed, read_json, write_json
 from rgplug.snapshot import Masks, read, save_masks
 
 INITIAL, EARLY, TRAINED, MASKS = (f"{n}.safetensors" for n in ("initial", "early", "trained", "masks"))
 TASK = "task.json"
+CHARGED = {  # what was trained before is charged with the whole of it
+    "real_images": "real_images_total",
+    "flops": "flops_total",
+    "flops_proportional": "flops_proportional",
+}
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,26 @@ class Task:
     scale: Scale
     root: Path
     rounds: int = 10
-    ratio: float = 0.2
+    ratio: float | Literal["density"] = 0.2
     early: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)  # method -> name of its folder, where a grid makes several
+    keys: Mapping[str, Any] = field(default_factory=dict)  # what its result is known by besides its policy
+
+    @property
+    def name(self) -> str:
+        return self.names.get(self.baseline.name, self.baseline.name)
+
+    @property
+    def label(self) -> str:
+        """How a message names it."""
+        return f"{self.name} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
         return self.folder_of(self.baseline.name)
 
     def folder_of(self, method: str) -> Path:
-        return self.root / method / f"seed_{self.seed}"
+        return self.root / self.names.get(method, method) / f"seed_{self.seed}"
 
     @property
     def finished(self) -> bool:
@@ -57,7 +73,7 @@ class Task:
         settled = self._check_task()
         if not (self.folder / RESULT).is_file():
             return False
-        held = read_result(self.folder / RESULT, self.baseline.name, self.seed, self.root)
+        held = read_result(self.folder / RESULT, self.name, self.seed, self.root)
         # more rounds than before, or a folder of a version that did not keep all settings: what is there is checked
         # once more on the way to a new result, and only what is missing is trained
         rounds = len(held.get("rounds") or ()) - 1 if self.baseline.procedure == "tickets" else self.rounds
@@ -69,8 +85,8 @@ class Task:
         files = (training.folder / SPEC for training in self.trainings())
         return any(path.is_file() and not is_sealed(path) for path in files)
 
-    def run(self) -> None:
-        """Train what is left to train, and write the result."""
+    def run(self, held: int | None = None) -> None:
+        """Train what is left to train, and write the result. held: descriptor of the claim on the folder."""
         self._check_early()
         settled = self._check_task() and self.baseline.procedure != "tickets"  # which may get more rounds
         if not settled and (settings := self._settings()):
@@ -82,7 +98,7 @@ class Task:
             "random-init": self._random_init,
             "random-mask": self._random_mask,
         }[self.baseline.procedure]
-        write_json(self.folder / RESULT, procedure())
+        write_json(self.folder / RESULT, procedure(held))
 
     def trainings(self) -> list[Training]:
         """What the task trains, in this order; files that a training starts from need not be there yet."""
@@ -99,24 +115,37 @@ class Task:
             return [self._training(self.folder, masks={"file": str(self.folder / MASKS)}, start=start)]
         changes: dict[str, Any] = {}
         if self.baseline.name == "dense":  # what fine-tuning and tickets start from
-            changes["snapshots"] = {"folder": str(self.folder), "early": self.early}
+            changes["snapshots"] = {"early": self.early, **self._scores}
         return [self._training(self.folder, **changes)]
 
-    def _training(self, folder: Path, **changes: Any) -> Training:
+    def _training(self, folder: Path, number: int = 0, **changes: Any) -> Training:
         policy = {**self.scale.policy(self.baseline), **changes}
-        return Training(self.host, self.common, policy, self.baseline.name, self.seed, folder, self.root)
+        asked = self.common.get("snapshots")
+        if "snapshots" in changes or asked:
+            policy["snapshots"] = {**(asked or {}), **changes.get("snapshots", {}), "folder": str(folder)}
+        return Training(
+            self.host, self.common, policy, self.name, self.seed, folder, self.root, round=number, keys=self.keys
+        )
 
     def _round(self, number: int) -> Training:
         """Round `number` of the tickets, from 1 on."""
         folder = self._round_folder(number)
         before = self.folder_of("dense") if number == 1 else self._round_folder(number - 1)
         start = {"init": self.folder_of("dense") / INITIAL, "early": self.folder_of("dense") / EARLY}
+        # beside a file the criterion says no more than how that came about: other settings make another round
+        criterion = {"criterion": self.baseline.scores[0]} if self.baseline.scores else {}
         return self._training(
             folder,
-            masks={"file": str(folder / MASKS)},
+            number,
+            masks={"file": str(folder / MASKS), **criterion},
             start={"weights": str(start.get(self.baseline.rewind, before / TRAINED))},
-            snapshots={"folder": str(folder), "optimizers": False},
+            snapshots={"optimizers": False, **self._scores},
         )
+
+    @property
+    def _scores(self) -> dict[str, Any]:
+        """What snapshots hold for tickets that rank by a criterion of torch-pruning."""
+        return {"scores": list(self.baseline.scores)} if self.baseline.scores else {}
 
     def _round_folder(self, number: int) -> Path:
         return self.folder / f"round_{number:02d}"
@@ -128,6 +157,8 @@ class Task:
         tickets: dict[str, Any] = {}
         if self.baseline.procedure in ("tickets", "random-init", "random-mask"):
             tickets = {"rounds": self.rounds, "ratio": self.ratio}
+            if self.ratio == "density":
+                tickets["ratio"] = self._ratios()
         if self.baseline.procedure == "tickets":
             tickets |= {"rewind": self.baseline.rewind, "networks": list(self.baseline.networks)}
         if self.baseline.rewind == "early":
@@ -163,15 +194,15 @@ class Task:
                 f"to iteration {self.early}; give --early {early}, or another --out"
             )
 
-    def _train(self) -> dict[str, Any]:
-        return _result(self._only().run())
+    def _train(self, held: int | None) -> dict[str, Any]:
+        return _result(self._only().run(held))
 
-    def _fine_tune(self) -> dict[str, Any]:
+    def _fine_tune(self, held: int | None) -> dict[str, Any]:
         """PF: the trained pair with its optimizers' moments, pruned once, trained as long again (STU-GAN, Sec. 4.1)."""
         self._needed(TRAINED)
-        return _result(self._only().run(), [self._result_of("dense")])
+        return _result(self._only().run(held), [self._result_of("dense")])
 
-    def _tickets(self) -> dict[str, Any]:
+    def _tickets(self, held: int | None) -> dict[str, Any]:
         """IMP: round 0 is the dense run; each round prunes what the one before has trained, and rewinds."""
         dense = self._result_of("dense")
         rounds = [dense]
@@ -180,21 +211,28 @@ class Task:
         managed = self._managed()
         for training in self.trainings():
             mine = training.folder / MASKS
-            _settle(mine, next_masks(trained, masks, self.ratio, self.baseline.networks, managed))
-            rounds.append(training.run())
+            criterion = next(iter(self.baseline.scores), None)
+            _settle(mine, next_masks(trained, masks, self._ratios(), self.baseline.networks, managed, criterion))
+            rounds.append(training.run(held))
             trained, masks = training.folder / TRAINED, mine
         return _result(rounds[-1], rounds[:-1], rounds=True)
 
-    def _random_init(self) -> dict[str, Any]:
+    def _random_init(self, held: int | None) -> dict[str, Any]:
         """Control: the ticket's masks on weights of another initialization (X. Chen et al. 2021)."""
-        return _result(self._only().run(), [self._result_of("tickets")])
+        return _result(self._only().run(held), [self._result_of("tickets")])
 
-    def _random_mask(self) -> dict[str, Any]:
+    def _random_mask(self, held: int | None) -> dict[str, Any]:
         """Control: the first weights under random masks with the ticket's layer densities."""
         ticket = self._result_of("tickets")
         last = self._last_masks()
         _settle(self.folder / MASKS, random_masks(last, self.seed, last.with_name(TRAINED)))
-        return _result(self._only().run(), [ticket])
+        return _result(self._only().run(held), [ticket])
+
+    def _ratios(self) -> float | dict[str, float]:
+        """The share that a round prunes; by network where the last round is to have the density that is asked for."""
+        if self.ratio != "density":
+            return self.ratio
+        return {net: ratio_for(self.scale.density_of(net), self.rounds) for net in self.baseline.networks}
 
     def _only(self) -> Training:
         (training,) = self.trainings()
@@ -230,7 +268,7 @@ class Task:
         path = self.folder_of(method) / RESULT
         if not path.is_file():
             raise RgplugError(f"{self.baseline.name} needs the finished run {path.parent}, which is not there")
-        return read_result(path, method, self.seed, self.root)
+        return read_result(path, self.names.get(method, method), self.seed, self.root)
 
 
 def _settle(path: Path, masks: Masks) -> None:
@@ -255,11 +293,17 @@ def _equal(a: Masks, b: Masks) -> bool:
 def _result(outcome: dict[str, Any], earlier: list[dict[str, Any]] | None = None, rounds: bool = False) -> Any:
     """The row of a training, charged with all that was trained before it."""
     before: dict[str, float | None] = {}
-    for key in ("real_images", "flops"):
-        parts = [part for o in earlier or [] for part in (o[f"{key}_total"], (o.get("before") or {}).get(key, 0))]
-        before[key] = None if any(p is None for p in parts) else sum(parts)
+    for key, whole in CHARGED.items():
+        before[key] = _sum(part for o in earlier or [] for part in (o.get(whole), (o.get("before") or {}).get(key, 0)))
+    seconds = _sum(part for o in earlier or [] for part in (o.get("seconds_total"), o.get("seconds_before", 0)))
     rows = []
     for number, o in enumerate([*(earlier or []), outcome] if rounds else []):
-        kept = {k: o[k] for k in ("run", "density", "best", "real_images", "flops")}
-        rows.append({"round": number, **kept})
-    return {**outcome, "before": before, "rounds": rows}
+        kept = ("run", "density", "best", "real_images", "flops", "real_images_total", "flops_total")
+        rows.append({"round": number, **{k: o.get(k) for k in kept}})
+    return {**outcome, "before": before, "seconds_before": seconds, "rounds": rows}
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """Their sum; None where one of them is not known."""
+    known = list(parts)
+    return None if any(part is None for part in known) else sum(part for part in known if part is not None)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rgplug.baselines.checks import amount, group, has, needed, number, share, shown, whole, word_or_none
-from rgplug.baselines.files import Damaged, digest
+from rgplug.checks import amount, group, has, needed, number, share, shown, whole, word_or_none
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY, Line, history_of
+from rgplug.sealed import Damaged, digest
 
 NEEDED = ("metric", "metric_name", "phase_before", "density", "layers", "real_images", "flops")  # for a result
 LAST_EPOCH = 10**9

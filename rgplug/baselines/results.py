@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rgplug.baselines.checks import amount, group, has, needed, number, share, shown, whole, word, word_or_none
-from rgplug.baselines.files import Damaged, NoJson, opened, parsed, read_json, sealed, write_whole
-from rgplug.baselines.records import digest_of
+from rgplug.baselines.names import is_run
+from rgplug.checks import (
+    LONGEST,
+    amount,
+    group,
+    has,
+    needed,
+    number,
+    printable,
+    share,
+    shown,
+    whole,
+    word,
+    word_or_none,
+)
 from rgplug.errors import RgplugError
+from rgplug.sealed import Damaged, NoJson, opened, parsed, read_json, sealed, write_whole
 
 RESULTS = "results.jsonl"
 RESULT = "result.json"
+Scalar = str | float | int | bool | None
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a ticket: its density, its best value and what it alone cost up to there."""
+    """One round of a ticket: its density, its best value and what it alone cost, up to there and in all."""
 
     round: int
     run: str  # folder with its history, relative to the comparison's
     density: dict[str, float]
     best: float | None
+    real_images: float | None  # until the best value
+    flops: float | None
+    real_images_total: float | None = None
+    flops_total: float | None = None
+
+
+@dataclass(frozen=True)
+class PhaseBest:
+    """The best value among the evaluations of one phase (RG-GAN, Table 5: Sparse_RG, Dense_RG), and its cost."""
+
+    best: float
+    epoch: int
     real_images: float | None
     flops: float | None
+    density: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MetricValues:
+    """One metric of a run: at the evaluation at which the deciding one was best, its own best, and its last value."""
+
+    at_best: float | None
+    best: float | None
+    final: float | None
 
 
 @dataclass(frozen=True)
 class Result:
     """One finished run: a line of results.jsonl. None: not known; `best` is None where the metric was never finite.
 
-    Costs are of the run alone; `before` is what was trained before it and needed by it.
+    Costs are of the run alone; `before` is what was trained before it and needed by it. Fields with a default are not
+    in files of earlier versions.
     """
 
-    method: str
+    method: str  # with the grid's keys where there is one: stu-gan@density.G=0.1
     seed: int
     run: str  # folder with the history, relative to the comparison's
     metric: str | None
@@ -56,9 +92,20 @@ class Result:
     density: dict[str, float]  # share kept at the best value
     inference_flops: float | None  # one image through G, at its densities then
     inference_flops_dense: float | None
-    before: dict[str, float | None]  # real_images, flops
+    before: dict[str, float | None]  # real_images, flops, flops_proportional
     rounds: tuple[Round, ...] = field(repr=False)
     history: str | None = field(default=None, repr=False, compare=False)  # digest of the run's records, see records.py
+    metrics: dict[str, MetricValues] = field(default_factory=dict, repr=False)  # by name, the deciding one first
+    phases: dict[str, PhaseBest] = field(default_factory=dict, repr=False)  # "sparse", "dense": those that had values
+    seconds: float | None = field(default=None, compare=False)  # of training and evaluations until the best value
+    seconds_total: float | None = field(default=None, compare=False)
+    seconds_before: float | None = field(default=None, compare=False)  # of what was trained before
+    parameters: dict[str, int] = field(default_factory=dict, repr=False)  # of each network, dense
+    parameters_kept: dict[str, int] = field(default_factory=dict, repr=False)  # that are not pruned at the best value
+    ever_active: dict[str, float] = field(default_factory=dict, repr=False)  # share of weights active at least once
+    flops_proportional: float | None = field(default=None, repr=False)  # flops_total, published convention: see below
+    inference_flops_proportional: float | None = field(default=None, repr=False)  # dense FLOPs x density of G
+    keys: dict[str, Scalar] = field(default_factory=dict, repr=False, compare=False)  # what a table can be sorted by
 
     @property
     def images_to_best(self) -> float | None:
@@ -75,46 +122,14 @@ class Result:
         """Training FLOPs of the whole run, with what was trained before."""
         return _total(self.flops_total, self.before["flops"])
 
+    @property
+    def seconds_to_best(self) -> float | None:
+        """Seconds until the best value, with what was trained before."""
+        return _total(self.seconds, self.seconds_before)
+
 
 def _total(own: float | None, before: float | None) -> float | None:
     return None if own is None or before is None else own + before
-
-
-def from_records(
-    records: list[dict[str, Any]], method: str, seed: int, run: str, samples: int | None, higher_is_better: bool
-) -> dict[str, Any]:
-    """The fields of a Result that the lines of a history.jsonl say."""
-    values = [r.get("metric") for r in records]
-    known = [(v, i) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
-    at = (max if higher_is_better else min)(known, key=lambda p: (p[0], 0))[1] if known else None
-    best = records[at] if at is not None else records[-1]
-    return {
-        "method": method,
-        "seed": seed,
-        "run": run,
-        "metric": next((r["metric_name"] for r in records if r.get("metric_name")), None),
-        "samples": samples,
-        "higher_is_better": higher_is_better,
-        "best": values[at] if at is not None else None,
-        "best_epoch": best["epoch"] if at is not None else None,
-        "best_phase": best["phase_before"] if at is not None else None,
-        "final": values[-1],
-        "evaluations": len(known),
-        "not_finite": len(records) - len(known),
-        "real_images": best["real_images"],
-        "flops": best["flops"],
-        "real_images_total": records[-1]["real_images"],
-        "flops_total": records[-1]["flops"],
-        "density": best["density"],
-        "history": digest_of(records),
-    }
-
-
-def best_layers(records: list[dict[str, Any]], epoch: int | None) -> dict[str, float]:
-    """Density of each weight of G at that epoch, or at the last one."""
-    line = next((r for r in records if r["epoch"] == epoch), records[-1])
-    layers: dict[str, float] = line["layers"].get("G", {})
-    return layers
 
 
 def read_results(folder: str | Path) -> list[Result]:
@@ -202,7 +217,7 @@ def finished_results(folder: Path) -> list[dict[str, Any]]:
 def _finished(folder: Path) -> list[Path]:
     """Files of results in METHOD/seed_N; other folders that look alike are nobody's."""
     found = folder.glob(f"*/seed_*/{RESULT}")
-    return sorted(p for p in found if p.parent.name.removeprefix("seed_").lstrip("-").isdecimal())
+    return sorted(p for p in found if is_run(p.parent))
 
 
 def _name(path: Path) -> tuple[str, str]:
@@ -220,7 +235,9 @@ def _inside(folder: Path, run: str) -> None:
         raise Damaged(f"its run {run!r} lies outside the folder")
 
 
-OPTIONAL = {"before", "rounds"} | {f.name for f in fields(Result) if f.default is not MISSING}
+OPTIONAL = {"before", "rounds"} | {
+    f.name for f in fields(Result) if f.default is not MISSING or f.default_factory is not MISSING
+}
 NEEDED = tuple(f.name for f in fields(Result) if f.name not in OPTIONAL)
 
 
@@ -234,6 +251,8 @@ def to_result(line: Mapping[str, Any]) -> Result:
     if not isinstance(before, dict) or not isinstance(rounds, list | None):
         raise Damaged("before has to be an object and rounds a list")
     has(before, ("real_images", "flops"))
+    if not all(printable(name) for name in before):
+        raise Damaged("before has a name that cannot be printed")
     if not isinstance(line["higher_is_better"], bool):
         raise Damaged(f"higher_is_better has to be true or false, not {shown(line['higher_is_better'])}")
     result = Result(
@@ -256,9 +275,20 @@ def to_result(line: Mapping[str, Any]) -> Result:
         density=_densities(line),
         inference_flops=amount(line, "inference_flops"),
         inference_flops_dense=amount(line, "inference_flops_dense"),
-        before={key: amount(before, key) for key in ("real_images", "flops")},
+        before={key: amount(before, key) for key in dict.fromkeys(("real_images", "flops", *before))},
         rounds=tuple(_round(entry) for entry in rounds or ()),
         history=word_or_none(line, "history"),
+        metrics={name: _metric_values(name, v) for name, v in _object(line, "metrics").items()},
+        phases={name: _phase_best(v) for name, v in _object(line, "phases").items()},
+        seconds=amount(line, "seconds"),
+        seconds_total=amount(line, "seconds_total"),
+        seconds_before=amount(line, "seconds_before"),
+        parameters=_counts(line, "parameters"),
+        parameters_kept=_counts(line, "parameters_kept"),
+        ever_active={k: v for k, v in group(line, "ever_active", share).items() if v is not None},
+        flops_proportional=amount(line, "flops_proportional"),
+        inference_flops_proportional=amount(line, "inference_flops_proportional"),
+        keys={name: _scalar(name, v) for name, v in _object(line, "keys").items()},
     )
     if (result.best is None) != (result.evaluations == 0):
         raise Damaged(f"best is {result.best}, with {result.evaluations} evaluations that have a value")
@@ -280,7 +310,47 @@ def _round(entry: Any) -> Round:
         best=number(entry, "best"),
         real_images=amount(entry, "real_images"),
         flops=amount(entry, "flops"),
+        real_images_total=amount(entry, "real_images_total"),
+        flops_total=amount(entry, "flops_total"),
     )
+
+
+def _object(line: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object, {} where it is missing. Raises Damaged for another kind of value, or names that cannot be shown."""
+    found = {} if line.get(key) is None else line[key]
+    if not isinstance(found, dict) or not all(printable(name) and 0 < len(name) <= LONGEST for name in found):
+        raise Damaged(f"{key} has to be an object with names that can be printed, not {shown(found)}")
+    return found
+
+
+def _metric_values(name: str, found: Any) -> MetricValues:
+    if not isinstance(found, dict):
+        raise Damaged(f"metrics.{name} has to be an object, not {shown(found)}")
+    return MetricValues(number(found, "at_best"), number(found, "best"), number(found, "final"))
+
+
+def _phase_best(found: Any) -> PhaseBest:
+    if not isinstance(found, dict) or number(found, "best") is None:
+        raise Damaged("each of its phases has to be an object with a best value")
+    return PhaseBest(
+        best=float(found["best"]),
+        epoch=needed(found, "epoch"),
+        real_images=amount(found, "real_images"),
+        flops=amount(found, "flops"),
+        density=_densities(found),
+    )
+
+
+def _counts(line: Mapping[str, Any], key: str) -> dict[str, int]:
+    return {name: int(n) for name, n in group(line, key, whole).items() if n is not None}
+
+
+def _scalar(name: str, value: Any) -> Scalar:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return word({name: value}, name) if value else value
+    return number({name: value}, name)
 
 
 def _densities(line: Mapping[str, Any]) -> dict[str, float]:

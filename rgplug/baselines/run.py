@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rgplug import schema
-from rgplug.baselines.checks import shown
-from rgplug.baselines.files import read_json, write_json
-from rgplug.baselines.host import Attachment, Build, Host, checked
+from rgplug.baselines.host import Host
 from rgplug.baselines.methods import applicable
-from rgplug.baselines.records import NEEDED, records_of
-from rgplug.baselines.results import RESULT, best_layers, from_records, read_result
-from rgplug.controller import Controller
+from rgplug.baselines.outcome import outcome_of
+from rgplug.baselines.results import RESULT, read_result
+from rgplug.checks import shown
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.policy import PRESETS, Policy
+from rgplug.sealed import read_json, write_json
 
 OUTCOME = "outcome.json"
 SPEC = "run.json"
@@ -38,6 +37,8 @@ class Training:
     folder: Path  # of this training
     root: Path  # of the comparison
     init_seed: int | None = None  # networks initialized from this seed, the rest of the run from `seed`
+    round: int = 0  # of tickets
+    keys: Mapping[str, Any] = field(default_factory=dict)  # what its result is known by besides its policy
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -57,24 +58,18 @@ class Training:
         loaded: dict[str, Any] = json.loads(text.replace(str(self.root) + os.sep, ""))
         return loaded
 
-    def run(self) -> dict[str, Any]:
-        """Train, or go on with a training that was interrupted; at once if it is finished. Returns the outcome."""
+    def run(self, held: int | None = None) -> dict[str, Any]:
+        """Train, or go on with a training that was interrupted; at once if it is finished. Returns the outcome.
+
+        held: descriptor of the claim on the folder, for what the host starts.
+        """
         path = self.folder / OUTCOME
         if not self.check():
             write_json(self.folder / SPEC, self.spec)
         if path.is_file():
             return read_result(path, self.method, self.seed, self.root)
-        build, train = self.host.functions()
-        attach = Attachment(self.common, {**self.policy, "run_dir": str(self.folder)})
-        try:
-            self._call(train, checked(build, self.init_seed), attach)
-            rg = attach.controller
-            if rg is None:
-                raise RgplugError("the host's train never called attach(G, D), so nothing was measured")
-            outcome = self._outcome(rg)
-        finally:
-            if attach.controller is not None:
-                attach.controller.detach(finish="as-is")
+        self.host.train(self, held)
+        outcome = self._outcome()
         write_json(path, outcome)
         return outcome
 
@@ -95,34 +90,13 @@ class Training:
                 )
         return False
 
-    def _call(self, train: Any, build: Build, attach: Attachment) -> None:
-        try:
-            train(build, attach, self.seed, self.folder)
-        except (RgplugError, KeyboardInterrupt):
-            raise
-        except SystemExit as error:
-            raise RgplugError(f"the host stopped: {error}") from error
-        except Exception as error:
-            raise RgplugError(f"the host failed: {type(error).__name__}: {error}") from error
-
-    def _outcome(self, rg: Controller) -> dict[str, Any]:
-        records = records_of(self.folder, NEEDED)
-        if not records:
-            raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
-        metric = rg.policy.metric
-        if metric is None and not any(r["metric_name"] or r["metric"] is not None for r in records):
-            raise RgplugError(
-                "no evaluation of the run has a value: the host's end_epoch gives none that is finite, and the policy "
-                "names no metric; set metric.real (--set metric.real=FOLDER), or pass the host's value with metric_name"
-            )
+    def _outcome(self) -> dict[str, Any]:
         said = self.common.get("regeneration", {})  # for all methods, those that do not regenerate too
         said = (said.get("augmented") or {}).get("higher_is_better") if isinstance(said, Mapping) else None
-        higher = rg.policy.higher_is_better if said is None else bool(said)
         run = self.folder.relative_to(self.root).as_posix()
-        found = from_records(records, self.method, self.seed, run, None if metric is None else metric.samples, higher)
-        layers = best_layers(records, found["best_epoch"])
-        at_best, dense = rg.accounting.inference_flops("G", layers)
-        return {**found, "inference_flops": at_best, "inference_flops_dense": dense}
+        return outcome_of(
+            self.folder, run, self.method, self.seed, None if said is None else bool(said), keys=self.keys
+        )
 
 
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rgplug.baselines.files import write_all
 from rgplug.baselines.records import digest_of, records_of
 from rgplug.baselines.results import RESULTS, Result
 from rgplug.errors import RgplugError
@@ -19,6 +18,7 @@ from rgplug.report.panels import Points, metric_curves, trade_off
 from rgplug.report.results import SAMPLES, read_results
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import csv_text, markdown
+from rgplug.sealed import write_all
 
 BESIDE = ("table.csv", "table.md")
 CHANGED = "does not belong to the result of its run, which is shown; the history is left out"

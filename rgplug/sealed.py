@@ -1,4 +1,4 @@
-"""Small text files that a comparison keeps: written whole or not at all, read with one sentence for what is damaged.
+"""Small text files of runs and comparisons: written whole or not at all, read with one sentence for what is damaged.
 
 A JSON file or line carries the SHA-256 of its own content under the key `check`. So a digit that was changed later, by
 a disk or by a hand, is found when the file is read. A file without that key (earlier versions wrote none) is read too.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rgplug.baselines.files import Damaged
-from rgplug.baselines.names import printable
+from rgplug.sealed import Damaged
 
 LARGEST = 1e100  # no metric, count or cost of a training is larger; squares of it are still float64
 LONGEST = 200  # characters of a name
@@ -103,3 +103,8 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # a whole number of thousands of digits, lists without end
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
+
+
+def printable(text: str) -> bool:
+    """Whether a text holds no control, format, private or unpaired surrogate character, and no line break."""
+    return not any(unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") for c in text)
