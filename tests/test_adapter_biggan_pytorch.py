@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from host_runs import HostRun, Story, cifar, folder, history
+from test_host_compare import checkout, example
 
 from rgplug import state
+from rgplug.baselines import read_results
 
 pytestmark = pytest.mark.host
 POLICIES = Path(__file__).parent.parent / "examples" / "policies"
@@ -122,3 +124,24 @@ def test_the_deep_model(story: Story, tmp_path: Path) -> None:
     (*_, record) = history(run.where / "base" / "logs" / "t")
     assert record["density"] == {"G": pytest.approx(0.1, abs=0.005), "D": pytest.approx(0.3, abs=0.005)}
     assert any("conv4" in name for name in record["layers"]["G"])
+
+
+def test_methods_are_compared_by_one_command(story: Story, tmp_path: Path) -> None:
+    run, out = HostRun("biggan-pytorch", tmp_path), tmp_path / "runs"
+    copy = checkout("biggan-pytorch", tmp_path)
+    shutil.copy(story.run.where / "C10_inception_moments.npz", copy)
+    options = [o for o in OPTIONS if not o.startswith(("--seed", "--experiment_name"))]
+    data = f"--data_root={story.run.where.parent / 'data'}"
+    done = run(
+        example(tmp_path, "biggan_patch"), copy, "--compare", "dense,stu-gan", "--density=0.5", "--seeds=1",
+        "--length=8", f"--out={out}", "--", *options, data, "--num_epochs=1",
+    )  # fmt: skip
+    results = {r.method: r for r in read_results(out)}
+    assert {name: r.density["G"] for name, r in results.items()} == {
+        "dense": 1,
+        "stu-gan": pytest.approx(0.5, abs=0.01),
+    }
+    assert {r.metric for r in results.values()} == {"FID"}
+    assert all(r.best > 0 for r in results.values())
+    assert "report: " in done.stdout
+    assert (out / "stu-gan" / "seed_0" / "weights" / "run" / "G_ema.pth").is_file()
