@@ -20,6 +20,7 @@ import torch
 from common import Host
 from host_runs import HostRun, cifar, folder, shapes
 from numpy.typing import NDArray
+from test_no_sync import forbidden
 
 from rgplug.adapters.run import Run
 from rgplug.adapters.sparse_average import corrected_
@@ -71,6 +72,24 @@ def test_only_methods_with_a_sparse_average_change_the_hosts(capsys: pytest.Capt
                 assert torch.equal(ours, theirs)
         run.evaluated({"fid": 3.0})
         assert "not STU-GAN's" not in capsys.readouterr().out
+
+
+def test_an_average_in_half_precision_keeps_its_dtype() -> None:
+    average = torch.tensor([1.0, 2.0], dtype=torch.float16)
+    corrected_(average, torch.tensor([0.5, 8.0]), torch.tensor([True, True]), torch.tensor([False, True]))
+    assert (average.dtype, average.tolist()) == (torch.float16, [1.0, 8.0])
+
+
+def test_an_update_never_waits_for_the_device() -> None:
+    host, run = Host(), Run(Policy.load(STU_GAN))
+    run.network("G", host.G)
+    run.network("D", host.D)
+    average = [p.detach().clone() for p in host.G.parameters()]
+    run.averages(lambda: average)
+    host.run(3)
+    with forbidden(), run.averaging():
+        hosts_update(host, average)
+    assert any(not mean.all() for mean in average)
 
 
 def test_an_average_that_is_updated_elsewhere_is_told(capsys: pytest.CaptureFixture[str]) -> None:
