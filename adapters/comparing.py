@@ -44,9 +44,10 @@ class Options:
 
 
 STYLEGAN2 = Options(("--outdir={out}", "--seed={seed}"), ("outdir", "seed"), "kimg")
+_ROOTS = ("weights", "logs", "samples")  # --base_root would look for the data there too
 BIGGAN = Options(
-    ("--base_root", "{out}", "--experiment_name", "run", "--seed", "{seed}"),
-    ("base_root", "experiment_name", "seed"),
+    (*(x for k in _ROOTS for x in (f"--{k}_root", f"{{out}}/{k}")), "--experiment_name", "run", "--seed", "{seed}"),
+    ("base_root", *(f"{k}_root" for k in _ROOTS), "experiment_name", "seed"),
     "iterations",  # the host counts epochs: give --length
     "weights/run/state_dict.pth",
     ("--resume",),

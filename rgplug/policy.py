@@ -360,6 +360,7 @@ def _direction_by_name(keys: dict[str, Any]) -> dict[str, Any]:
 # what only to_dict() writes side by side, in this version and the ones before
 _WHOLE = {"method", "threshold", "masks", "cycle", "regeneration", "target", "metric", "run_dir"}
 ENVIRONMENT = "RGPLUG_POLICY"
+SEED = "RGPLUG_SEED"  # the seed of a comparison's run, for scripts whose command line takes none
 
 
 def from_environment(policy: Policy) -> Policy:

@@ -23,14 +23,13 @@ from rgplug import reading, schema
 from rgplug.baselines.methods import applicable
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
-from rgplug.policy import ENVIRONMENT
+from rgplug.policy import ENVIRONMENT, SEED
 from rgplug.run_setup import SETUP
 from rgplug.sealed import write_whole
 
 if TYPE_CHECKING:
     from rgplug.baselines.run import Training
 
-SEED = "RGPLUG_SEED"  # the run's seed, for hosts whose command line takes none
 OUTPUT = "output.txt"
 POLICY = "policy.yaml"
 FIRST = "first_weights"  # folder of a start that is ended once it has left initial.safetensors
