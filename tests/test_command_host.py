@@ -157,6 +157,29 @@ def _equal(whole: Path, broken: Path) -> None:
         assert found[name].history == result.history, name
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_comparison_that_is_ended_ends_its_commands(tmp_path: Path, jobs: str) -> None:
+    """SIGTERM, as batch systems send it; the command is a shell script that starts the training."""
+    shell = f'{sys.executable} {HERE / "command_host.py"} --out "$0" --seed "$1" --pause 30'
+    arguments = ["compare", "--methods", "dense,set", "--jobs", jobs, "--out", str(tmp_path), *ARGUMENTS]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rgplug.cli", *arguments, "--", "bash", "-c", shell, "{out}", "{seed}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.rglob("history.jsonl")):
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.terminate()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.rstrip().endswith("rgplug: interrupted")
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in left
+    assert {s.state for s in status_of(tmp_path)} <= {"broken off", "not begun"}
+
+
 # ----------------------------------------------------------------------------
 # Several writers, single runs, what is done.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import torch
 
@@ -48,16 +49,33 @@ def _tried(tasks: list[Task], jobs: int, wait: bool) -> Iterator[tuple[Task, str
             yield task, _run_one(task, wait)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    others = set(active_children())
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (threads,)) as pool:
         try:
             futures = {pool.submit(_run_one, task, wait): task for task in tasks}
         except Exception as error:
             raise RgplugError(f"jobs={jobs} needs functions that other processes can import ({error})") from error
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except Exception as error:  # what pickle and a process that died raise
-                yield futures[future], f"its process failed ({type(error).__name__}: {error})"
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except Exception as error:  # what pickle and a process that died raise
+                    yield futures[future], f"its process failed ({type(error).__name__}: {error})"
+        except BaseException:  # Ctrl-C: nothing is begun any more, and what runs is ended
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+
+
+def _begin(threads: int) -> None:
+    """In a process of its own: SIGTERM ends what it runs as Ctrl-C does."""
+    torch.set_num_threads(threads)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _run_one(task: Task, wait: bool) -> str | None:
