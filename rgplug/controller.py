@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rgplug import files, history, layers, select, snapshot, state
+from rgplug import files, history, layers, select, snapshot, state, values
 from rgplug.accounting import Accounting
 from rgplug.averages import Averages
 from rgplug.balance_meter import BalanceMeter
@@ -165,7 +165,7 @@ class Controller:
     @outside_inference
     def end_epoch(
         self,
-        metric: float | Tensor | None = None,
+        metric: float | Tensor | Mapping[str, float | Tensor] | None = None,
         *,
         ema: Any = None,
         sample_fn: Callable[[int], Tensor] | None = None,
@@ -173,8 +173,9 @@ class Controller:
     ) -> history.Record:
         """Once per evaluation: record densities and counts, then decide the phase from the metric.
 
-        metric: the host's FID (lower is better unless the policy says otherwise); None: measured here if the policy
-        names a metric. A FID that the host measures on a moving average is taken inside `with rg.masked(G_ema):`.
+        metric: the host's FID (lower is better unless the policy says otherwise), or several values by name, {"fid":
+        12.3, "is": 8.1}, of which the first decides; None: measured here if the policy names a metric. A FID that the
+        host measures on a moving average is taken inside `with rg.masked(G_ema):`.
         ema: module, state dict or list of tensors whose weights are evaluated instead of G's, under G's live mask; it
         is left bit for bit as it was. sample_fn(n): images [n, 3, H, W] in [-1, 1], where z cannot be guessed from G.
 
@@ -182,30 +183,28 @@ class Controller:
         that swaps an average into G for an evaluation calls this after it has swapped G's own weights back.
 
         A NaN or missing metric decides nothing and loses nothing. With several processes every rank calls it; the
-        first rank's value decides.
+        first rank's values count.
         """
         self._require_attached()
         self._check_belonging()
-        try:
-            number = None if metric is None else float(metric)
-        except (TypeError, ValueError):
-            raise RgplugError(f"end_epoch got {metric!r} as the metric; give a number, or None") from None
-        self._meetings.meet("rg.end_epoch() without a metric" if self._measures(number) else "rg.end_epoch(...)")
+        found = values.given(metric, metric_name)
+        measures = self._measures(found.deciding)
+        self._meetings.meet("rg.end_epoch() without a metric" if measures else "rg.end_epoch(...)")
         self.monitor.check_parameters()
         for net in self.networks.values():
             net.bring_back()
             net.meet_target()
         if ema is not None and "G" in self.networks:
             self._know(ema)
-        if number is not None and "G" in self.averages and self.averages["G"].measured_without_mask():
+        if found.by_name and "G" in self.averages and self.averages["G"].measured_without_mask():
             self.monitor.warn_unmasked()
-        if self._measures(number):
-            value = self.evaluate(ema=ema, sample_fn=sample_fn)
-            number, metric_name = value.value, value.name
+        if measures:
+            found = values.measured(self.evaluate(ema=ema, sample_fn=sample_fn))
         self.epoch += 1
         self._first_steps.evaluated = True
-        number = from_first_rank(number, self._device())
-        measured, average = self.monitor.measured(self.epoch, number, metric_name, self.phase), None
+        found = from_first_rank(found, self._device())
+        number = found.deciding
+        measured, average = self.monitor.measured(self.epoch, found, self.phase), None
         if number is None or not math.isfinite(number):
             self.monitor.warn_metric(number, self.epoch, self._evaluation is not None or self.regeneration is None)
         elif self.regeneration is not None:

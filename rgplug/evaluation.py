@@ -27,13 +27,16 @@ class Evaluation:
     def measure(
         self, generator: nn.Module, net: Network, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None
     ) -> MetricValue:
-        """The metric of G, or of its moving average under G's live mask; the run goes on as if nothing had happened."""
+        """The metric of G, or of its moving average under G's live mask; the run goes on as if nothing had happened.
+
+        All distances of the policy are taken of one set of images: the first is the value, the others are its
+        `further`."""
         p = self.policy
         if self._evaluator is None:
             device = next((w.param.device for w in net.weights), None)
             with preserved_rng():  # a feature network is initialized before its weights are loaded
                 self._evaluator = Evaluator(
-                    p.real, p.features, p.distance, p.samples, p.batch, device=device, seed=p.seed
+                    p.real, p.features, p.distances, p.samples, p.batch, device=device, seed=p.seed
                 )
         if isinstance(ema, nn.Module):
             with masked_for_now(ema, net):

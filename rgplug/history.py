@@ -42,11 +42,16 @@ class Record:
     written: dict[str, int] = field(default_factory=dict)  # non-zeros that the host wrote at pruned positions
     seconds: float = 0.0
     restored: dict[str, int] = field(default_factory=dict)  # came back all at once (augmented regeneration)
+    # every value of this evaluation by its name, the deciding one (`metric`) first; {} where nothing was measured
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    ever_active: dict[str, float] = field(default_factory=dict)  # share of weights that was kept at least once
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch:>3}"]
         if self.metric is not None:
             parts.append(f"{self.metric_name or 'metric'} {self.metric:.3f}")
+        further = list(self.metrics.items())[1:]
+        parts += [f"{name} {value:.3f}" for name, value in further if value is not None]
         if self.average is not None:
             parts.append(f"average {self.average:.3f}")
         change = self.phase if self.phase == self.phase_before else f"{self.phase_before} -> {self.phase}"
@@ -184,4 +189,6 @@ def _epoch(line: str) -> int | None:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

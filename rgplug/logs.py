@@ -26,7 +26,8 @@ def scalars(record: Record) -> dict[str, float]:
         value = getattr(record, name)
         if value is not None:
             found[record.metric_name or name if name == "metric" else name] = float(value)
-    for name in ("density", "regenerated", "restored", "pruned", "steps"):
+    found |= {name: float(value) for name, value in record.metrics.items() if value is not None}
+    for name in ("density", "ever_active", "regenerated", "restored", "pruned", "steps"):
         found |= {f"{name}/{network}": float(value) for network, value in getattr(record, name).items()}
     for network, layers in record.layers.items():
         found |= {f"density/{network}/{layer}": density for layer, density in layers.items()}

@@ -15,6 +15,7 @@ from rgplug.history import Record
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.select import named_parameters
+from rgplug.values import Values
 from rgplug.warn import warn
 from rgplug.wrappers import unwrap
 
@@ -33,7 +34,7 @@ class Monitor:
         self._clock = time.perf_counter()
         self._warned: set[str] = set()
 
-    def measured(self, epoch: int, metric: float | None, name: str | None, phase: str) -> Record:
+    def measured(self, epoch: int, values: Values, phase: str) -> Record:
         """The record of an epoch before anything is decided: the networks as they were measured. Reads the device."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -48,8 +49,8 @@ class Monitor:
         return Record(
             epoch=epoch,
             steps={label: net.iteration for label, net in self.networks.items()},
-            metric=metric,
-            metric_name=name,
+            metric=values.deciding,
+            metric_name=values.name,
             average=None,
             phase_before=phase,
             phase=phase,
@@ -61,6 +62,8 @@ class Monitor:
             flops=self.accounting.flops(),
             written=written,
             seconds=seconds,
+            metrics=dict(values.by_name),
+            ever_active={label: net.ever_active() for label, net in self.networks.items()},
         )
 
     def decided(self, measured: Record, average: float | None, phase: str) -> Record:

@@ -371,6 +371,7 @@ class Network:
         self.method.on_guard(w, keep)
         counts[0].copy_(count * keep)
         counts[1].copy_(w.split(pruned, scratch))
+        self.method.drawn(w)
 
     def _load_loops(self) -> None:
         """Compiled loops for the weights that they cover, as the policy's `kernels` says."""
@@ -510,6 +511,10 @@ class Network:
     def density(self) -> float:
         """Share of all managed weights that is kept. Reads the device."""
         return self.counts.density()
+
+    def ever_active(self) -> float:
+        """Share of all managed weights that was kept at least once since attach. Reads the device."""
+        return self.method.ever_active(self.weights)
 
     def notes(self) -> dict[str, str]:
         """weight -> why it is not managed (yet), for those that the patterns name."""

@@ -20,6 +20,8 @@ END = 50_000  # steps that exploration lasts where nobody says (STU-GAN's runs o
 
 Units = Literal["absolute", "layer_std", "spectral"]
 Granularity = Literal["weight", "kernel", "filter", "2:4"]
+Distance = Literal["frechet", "kid", "is"]
+_DISTANCE_NAMES = {"fid": "frechet"}  # what people call them
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,17 @@ class MetricPolicy:
 
     real: str = ""  # folder, .zip or .npz of real images
     features: str = "auto"  # auto | inception | efficientnet_lite0
-    distance: Literal["frechet", "kid", "is"] = "frechet"
+    distance: Distance | tuple[Distance, ...] = "frechet"  # or several, [frechet, is]: the first decides the phase
     samples: int = 5000
     batch: int = 64
     z_dim: int | None = None
     every: int = 1  # measure at every n-th end_epoch()
     seed: int = 0
+
+    @property
+    def distances(self) -> tuple[Distance, ...]:
+        """All of them, the one that decides first."""
+        return (self.distance,) if isinstance(self.distance, str) else self.distance
 
 
 @dataclass(frozen=True)
@@ -243,14 +250,14 @@ class Policy:
         """
         keys: dict[str, Any] = {}
         for source in sources:
-            keys = schema.merge(keys, source)
+            keys = schema.merge(keys, schema.spelled_out(source))
         # of all keys only this one is asked for later on, as said or not said
         return Policy._built(keys)._remember(frozenset(effect.written(keys)) & {"target.by"})
 
     @staticmethod
     def _built(keys: Mapping[str, Any]) -> Policy:
         """The policy that these keys (without `base`) make. Checks values, not whether the method reads the keys."""
-        policy: Policy = schema.build(Policy, _two_of_four(dict(keys)), "policy")
+        policy: Policy = schema.build(Policy, _two_of_four(_distances(dict(keys))), "policy")
         check(policy)
         return policy
 
@@ -270,7 +277,7 @@ class Policy:
         augmented = self.regeneration.augmented
         if augmented is not None and augmented.higher_is_better is not None:
             return augmented.higher_is_better
-        return self.metric is not None and higher_is_better(self.metric.distance)
+        return self.metric is not None and higher_is_better(self.metric.distances[0])
 
     def granularity_of(self, network: str) -> Granularity:
         return self.of(self.granularity, network) or "weight"
@@ -310,6 +317,21 @@ def _two_of_four(keys: dict[str, Any]) -> dict[str, Any]:
     return {**keys, "granularity": own}
 
 
+def _distances(keys: dict[str, Any]) -> dict[str, Any]:
+    """`metric: [fid, is]` as `metric: {distance: [frechet, is]}`; a list of one distance as its name."""
+    keys = schema.spelled_out(keys)
+    metric = keys.get("metric")
+    if not isinstance(metric, Mapping) or "distance" not in metric:
+        return keys
+    found = metric["distance"]
+    names = found if isinstance(found, (list, tuple)) else [found]
+    names = [_DISTANCE_NAMES.get(n, n) if isinstance(n, str) else n for n in names]
+    return {
+        **keys,
+        "metric": {**metric, "distance": names[0] if len(names) == 1 and isinstance(names[0], str) else names},
+    }
+
+
 def higher_is_better(metric: str) -> bool:
     """Whether a metric of that name, or a distance of `metric.distance`, is better where it is higher: the inception
     score is ("is", "is_efficientnet_lite0"), Frechet and kernel distances are not."""
@@ -321,7 +343,7 @@ def _direction_by_name(keys: dict[str, Any]) -> dict[str, Any]:
     nothing, in a policy that has every key."""
     metric, regeneration = keys.get("metric"), keys.get("regeneration")
     augmented = regeneration.get("augmented") if isinstance(regeneration, Mapping) else None
-    score = isinstance(metric, Mapping) and metric.get("distance") == "is"
+    score = isinstance(metric, Mapping) and metric.get("distance") == "is"  # one name: lists came later than null
     if score and isinstance(augmented, Mapping) and augmented.get("higher_is_better") is False:
         return schema.merge(keys, {"regeneration": {"augmented": {"higher_is_better": None}}})
     return keys

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 _alone = 0  # how many `alone` blocks are open
 
 
@@ -32,14 +34,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def from_first_rank(value: float | None, device: torch.device) -> float | None:
-    """The first rank's value on every rank; None stays None. Every rank has to call it."""
+def from_first_rank(value: T, device: torch.device) -> T:
+    """The first rank's value (anything that can be pickled) on every rank. Every rank has to call it."""
     if not several():
         return value
-    where = device if dist.get_backend() == "nccl" else torch.device("cpu")
-    numbers = torch.tensor([value is not None, value or 0.0], dtype=torch.float64, device=where)
-    dist.broadcast(numbers, 0)
-    return float(numbers[1]) if numbers[0] else None
+    held = [value]
+    dist.broadcast_object_list(held, 0, device=device if "nccl" in dist.get_backend() else torch.device("cpu"))
+    return held[0]
 
 
 def broadcast_first(tensors: Iterable[Tensor]) -> None:

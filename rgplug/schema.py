@@ -16,6 +16,7 @@ from rgplug import reading
 from rgplug.errors import RgplugError
 
 LARGEST = 2**53  # whole numbers beyond it are no counts of anything, and no float holds them exactly
+DISTANCES = ("frechet", "fid", "kid", "is")  # as people write them
 _DEEPEST = 8  # dots in a key
 _OTHER_NAMES = {  # what people call the networks
     **dict.fromkeys(("generator", "gen", "g", "netg", "g_ema"), "G"),
@@ -73,8 +74,17 @@ def _nest(data: Mapping[str, Any]) -> dict[str, Any]:
             raise RgplugError(f"policy.{name_of(key)} is not a key of the policy; it has too many dots")
         for part in reversed(parts):
             value = {part: value}
-        nested = merge(nested, {head: value})
+        nested = merge(nested, spelled_out({head: value}))
     return nested
+
+
+def spelled_out(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The short form `metric: [fid, is]` as `metric: {distance: [fid, is]}`, so that keys of a base, or those on top of
+    it (metric.real), are merged with it."""
+    metric = keys.get("metric")
+    if isinstance(metric, (list, tuple)) or (isinstance(metric, str) and metric in DISTANCES):
+        return {**keys, "metric": {"distance": metric}}
+    return dict(keys)
 
 
 def _read_yaml(path: Path, presets: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +213,10 @@ def _one_of(hint: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
     of_numbers = [e for kind, e in zip(kinds, errors) if number and kind in (int, float)]
     if of_numbers or len(kinds) == 1:
         raise (of_numbers or errors)[-1]
-    deeper = next((e for e in errors if str(e).split(" ")[0] != path), None)
+    if isinstance(value, str):  # no group and no list: the sentence about the value itself
+        deeper = next((e for e in errors if "did you mean" in str(e)), None)
+    else:
+        deeper = next((e for e in errors if str(e).split(" ")[0] != path), None)
     raise deeper or RgplugError(f"{path} is {shown(value)}; {_allowed(hint)}")
 
 

@@ -23,6 +23,7 @@ def check(policy: Policy) -> None:
         if value is not None and not low <= value <= high:
             share = f"; did you mean {value / 100:g}?" if high <= 1 < value <= 100 * high else ""  # 50 for 50 %
             raise RgplugError(f"policy.{path} is {value:g}; it has to lie between {low:g} and {high:g}{share}")
+    _check_distances(policy)
     _check_networks(policy)
     _check_augmented(policy)
     _check_methods(policy)
@@ -62,15 +63,25 @@ def _check_networks(policy: Policy) -> None:
             )
 
 
+def _check_distances(policy: Policy) -> None:
+    distances = ("",) if policy.metric is None else policy.metric.distances
+    if not distances:
+        raise RgplugError("policy.metric.distance is an empty list; name at least one of frechet, kid and is")
+    twice = next((d for i, d in enumerate(distances) if d in distances[:i]), None)
+    if twice is not None:
+        raise RgplugError(f"policy.metric.distance names {twice} twice (fid is another name of frechet); leave one out")
+
+
 def _check_augmented(policy: Policy) -> None:
     augmented = policy.regeneration.augmented
     if augmented is None:
         return
-    if policy.metric is not None and augmented.higher_is_better not in (None, policy.metric.distance == "is"):
-        better = "higher" if policy.metric.distance == "is" else "lower"
+    distance = None if policy.metric is None else policy.metric.distances[0]  # the one that decides
+    if distance is not None and augmented.higher_is_better not in (None, distance == "is"):
+        better = "higher" if distance == "is" else "lower"
         raise RgplugError(
             f"policy.regeneration.augmented.higher_is_better is {str(augmented.higher_is_better).lower()}, and with "
-            f"metric.distance: {policy.metric.distance} {better} is better; leave higher_is_better out"
+            f"metric.distance: {distance} {better} is better; leave higher_is_better out"
         )
     if len(augmented.weights) != augmented.window:
         raise RgplugError(

@@ -72,7 +72,11 @@ def train(rank: int, folder: str, when: str) -> None:
         F.softplus(-parallel_d(G(torch.randn(4, 4)))).mean().backward()
         opt_g.step()
         # the first rank's number decides, whatever the others measured
-        phases.append(rg.end_epoch([5, 6, 7, 8, 9, 9, 1, 1][i] if rank == 0 else 1.0).phase)
+        value = [5, 6, 7, 8, 9, 9, 1, 1][i]
+        record = rg.end_epoch({"fid": value, "is": 3.0} if rank == 0 else 1.0)
+        assert record.metrics == {"fid": value, "is": 3.0}
+        assert record.metric_name == "fid"
+        phases.append(record.phase)
     names = [w.name for n in "GD" for w in rg.weights(n)]
     numbers = [from_first_rank(v, torch.device("cpu")) for v in (3.5 + rank, None if rank == 0 else 1.0, 0.0)]
     torch.save((snapshot(rg), phases, names, numbers, rg.density()), f"{folder} rank{rank}.pt")

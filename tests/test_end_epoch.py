@@ -15,6 +15,7 @@ from torch import nn
 
 import rgplug
 from rgplug.baselines.outcome import from_records
+from rgplug.baselines.records import records_of
 from rgplug.errors import RgplugError
 from rgplug.logs import scalars
 
@@ -181,6 +182,64 @@ def test_a_metric_of_the_wrong_type_changes_nothing() -> None:
 def test_numbers_of_every_kind(metric: Any) -> None:
     _, rg = attached()
     assert rg.end_epoch(metric).metric == 5.0
+
+
+def test_several_values_by_name_are_recorded_and_the_first_decides(tmp_path: Path) -> None:
+    _, rg = attached({**MILD, "run_dir": str(tmp_path)})
+    for fid in (5, 6, 7, 8):
+        record = rg.end_epoch({"fid": fid, "is": torch.tensor(3.0)})
+    assert (record.metric, record.metric_name) == (8.0, "fid")
+    assert list(record.metrics.items()) == [("fid", 8.0), ("is", 3.0)]
+    assert rg.end_epoch({"fid": 9, "is": 1e9}).phase == "dense"  # by fid; the score is not looked at
+    assert rg.regeneration.history[-1] == 9
+    renamed = rg.end_epoch({"fid": 4.0, "is": 2.0}, metric_name="fid50k")
+    assert (renamed.metric_name, renamed.metrics) == ("fid50k", {"fid50k": 4.0, "is": 2.0})
+    assert "fid50k 4.000 | is 2.000" in str(renamed)
+    assert {k: scalars(renamed)[k] for k in ("fid50k", "is")} == {"fid50k": 4.0, "is": 2.0}
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["metrics"] for line in lines] == [{"fid": float(v), "is": 3.0} for v in (5, 6, 7, 8)] + [
+        {"fid": 9.0, "is": 1e9},
+        {"fid50k": 4.0, "is": 2.0},
+    ]
+
+
+def test_one_value_is_the_only_one_among_the_records_metrics() -> None:
+    _, rg = attached()
+    assert rg.end_epoch(5.0).metrics == {"metric": 5.0}
+    assert rg.end_epoch(5.0, metric_name="fid").metrics == {"fid": 5.0}
+    with pytest.warns(UserWarning, match="cannot decide"):
+        assert rg.end_epoch().metrics == {}
+
+
+def test_a_further_value_that_is_not_finite_is_null_in_the_file_and_changes_nothing(tmp_path: Path) -> None:
+    _, rg = attached({**MILD, "run_dir": str(tmp_path)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rg.end_epoch({"fid": 5.0, "kid": float("nan")})
+    line = json.loads((tmp_path / "history.jsonl").read_text())
+    assert (line["metric"], line["metrics"]) == (5.0, {"fid": 5.0, "kid": None})
+    assert records_of(tmp_path) == [line]
+    with pytest.warns(UserWarning, match="no decision"):
+        record = rg.end_epoch({"fid": float("nan"), "is": 5.0})
+    assert (record.phase, rg.regeneration.history) == ("sparse", [5.0])  # the others never decide in its place
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "said"),
+    [
+        ({}, None, "a mapping without values"),
+        ({"fid": "low"}, None, "'low' as the metric 'fid'"),
+        ({"fid": 1.0, "is": None}, None, "None as the metric 'is'"),
+        ({"fid": torch.zeros(2)}, None, "as the metric 'fid'"),
+        ({3: 1.0}, None, "3 as the name of a metric"),
+        ({"fid": 1.0, "is": 2.0}, "is", "put the value that decides the phase first"),
+    ],
+)
+def test_values_that_are_none_change_nothing(metric: Any, name: str | None, said: str) -> None:
+    _, rg = attached()
+    with pytest.raises(RgplugError, match=said):
+        rg.end_epoch(metric, metric_name=name)
+    assert rg.epoch == 0
 
 
 def test_augmented_per_network() -> None:

@@ -71,6 +71,33 @@ def test_evaluate_leaves_the_average_alone_and_measures_it_masked(run) -> None: 
     assert module == as_state == as_list == rg.evaluate(ema=masked).value
 
 
+def test_several_distances_of_one_evaluation(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Each has the value of a policy that names it alone; the images are made once."""
+    G, ema, rg = run
+    names = {"frechet": "fd_efficientnet_lite0", "kid": "kid_efficientnet_lite0", "is": "is_efficientnet_lite0"}
+    values = {}
+    for distance in names:
+        rg.detach()
+        rg = rgplug.attach(G, None, rg.policy.changed({"metric.distance": distance, "run_dir": None}))
+        values[distance] = rg.evaluate(ema=ema)
+    rg.detach()
+    several = rg.policy.changed({"metric": ["is", "fid", "kid"], "run_dir": str(tmp_path / "several")})
+    rg = rgplug.attach(G, None, several)
+    made = []
+    G.register_forward_hook(lambda _, z, __: made.append(len(z[0])))
+    together = rg.evaluate()
+    assert made.count(rg.policy.metric.batch) == 2  # all of its samples, once
+    together = rg.evaluate(ema=ema)
+    assert [(v.name, v.value, v.error) for v in together.all] == [
+        (names[d], values[d].value, values[d].error) for d in ("is", "frechet", "kid")
+    ]
+    record = rg.end_epoch()
+    assert list(record.metrics) == [names["is"], names["frechet"], names["kid"]]
+    assert rg.regeneration.history == [record.metric]
+    assert record.metric_name == names["is"]
+    assert record.metrics == {v.name: v.value for v in rg.evaluate().all}
+
+
 def test_sample_fn_and_every(run) -> None:  # type: ignore[no-untyped-def]
     _, _, rg = run
     seen = []

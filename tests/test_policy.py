@@ -10,7 +10,14 @@ from common import linear
 
 import rgplug
 from rgplug import Policy, RgplugError
-from rgplug.policy import AugmentedPolicy, MetricPolicy, RegenerationPolicy, TargetPolicy, ThresholdPolicy
+from rgplug.policy import (
+    AugmentedPolicy,
+    MetricPolicy,
+    RegenerationPolicy,
+    TargetPolicy,
+    ThresholdPolicy,
+    keys_of_user,
+)
 
 
 def test_method_alone_is_a_whole_policy() -> None:
@@ -227,3 +234,67 @@ def test_the_old_default_beside_the_score_of_a_policy_that_was_written_out() -> 
     old = Policy.load(SCORE).to_dict()
     old["regeneration"]["augmented"]["higher_is_better"] = False
     assert Policy.load(old).higher_is_better
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"metric": {"real": "folder", "distance": ["frechet", "is"]}},
+        {"metric": {"real": "folder", "distance": ("fid", "is")}},
+        {"metric.distance": ["fid", "is"], "metric.real": "folder"},
+        {"metric": ["fid", "is"], "metric.real": "folder"},
+        {"metric.real": "folder", "metric": ["frechet", "is"]},
+    ],
+)
+def test_several_distances(metric: dict[str, Any], tmp_path: Path) -> None:
+    policy = Policy.load({"base": "rg-gan", **metric})
+    assert policy.metric is not None
+    assert policy.metric.distances == policy.metric.distance == ("frechet", "is")
+    assert not policy.higher_is_better
+    assert Policy.load(policy.to_dict()) == policy
+    (tmp_path / "policy.yaml").write_text(policy.to_yaml())
+    assert Policy.load(tmp_path / "policy.yaml") == policy
+    assert Policy.load("rg-gan").changed(metric) == policy
+    assert Policy.pooled({"method": "rg-gan"}, keys_of_user(metric)) == policy
+
+
+def test_a_list_of_distances_goes_under_and_over_the_other_keys_of_the_group(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("base: rg-gan\nmetric: [is, fid]\n")
+    policy = Policy.load({"base": str(tmp_path / "short.yaml"), "metric.real": "folder", "metric.samples": 100})
+    assert policy.metric == MetricPolicy(real="folder", distance=("is", "frechet"), samples=100)
+    assert policy.higher_is_better  # as the first of them
+    assert policy.changed({"metric": ["kid"]}).metric == MetricPolicy(real="folder", distance="kid", samples=100)
+    assert policy.changed({"metric": "fid"}).metric == MetricPolicy(real="folder", samples=100)
+    assert Policy.pooled({"metric": {"real": "folder"}}, {"metric": ["is"]}).metric == MetricPolicy(
+        "folder", "auto", "is"
+    )
+    with pytest.raises(RgplugError, match=r"metric\.real is missing"):
+        Policy.load(tmp_path / "short.yaml")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ({"metric": ["fid", "isc"]}, r"policy\.metric\.distance\[1\] is 'isc'; allowed: frechet \| kid \| is"),
+        ({"metric": {"distance": "frechett"}}, r"policy\.metric\.distance is 'frechett'.*did you mean 'frechet'"),
+        (
+            {"metric": {"distance": "psnr"}},
+            r"policy\.metric\.distance is 'psnr'; allowed: frechet \| kid \| is, or a list",
+        ),
+        ({"metric": []}, r"distance is an empty list"),
+        ({"metric": ["fid", "frechet"]}, r"names frechet twice \(fid is another name of frechet\)"),
+        ({"metric": [["fid"]]}, r"policy\.metric\.distance\[0\] is \['fid'\]"),
+        ({"metric": [1, "fid"]}, r"policy\.metric\.distance\[0\] is 1"),
+        ({"metric": "folder"}, r"policy\.metric is 'folder'; it has to be a group of keys"),
+    ],
+)
+def test_distances_that_are_none(metric: dict[str, Any], said: str) -> None:
+    with pytest.raises(RgplugError, match=said):
+        Policy.load(metric)
+
+
+def test_a_direction_against_the_first_of_several_distances() -> None:
+    keys = {"metric.real": "folder", "regeneration.augmented.higher_is_better": True}
+    assert Policy.load({"metric": ["is", "fid"], **keys}).higher_is_better
+    with pytest.raises(RgplugError, match=r"with metric\.distance: frechet lower is"):
+        Policy.load({"metric": ["fid", "is"], **keys})

@@ -51,7 +51,9 @@ def check_record(line: Mapping[str, Any], required: Iterable[str] = ()) -> None:
         amount(line, key)
     for key in ("metric_name", "phase_before", "phase"):
         word_or_none(line, key)
+    group(line, "metrics", number)  # histories from before several metrics and ever-active weights lack both
     group(line, "density", share)
+    group(line, "ever_active", share)
     for key in line:
         if key in ("steps", "pruned", "written") or key.startswith("regenerated"):
             group(line, key, whole)

@@ -122,6 +122,9 @@ class Method:
         """The entries to prune, from theta (held in `weight.dormant`); here: those that are."""
         return torch.logical_not(weight.mask).to(weight.param.dtype)
 
+    def drawn(self, weight: MaskedWeight) -> None:
+        """`weight.mask` is the mask that was drawn from what `pruned` returned. Not called where a Rule says it all."""
+
     def on_guard(self, weight: MaskedWeight, keep: Tensor) -> None:
         """The layer was about to empty where `keep` (0-dim) is 0; all of it is kept."""
 
@@ -131,6 +134,11 @@ class Method:
 
     def shift(self, weights: list[MaskedWeight], keep: float, samples: int, iteration: int) -> None:
         """Move the network as a whole so that the share `keep` of its weights is kept."""
+
+    def ever_active(self, weights: list[MaskedWeight]) -> float:
+        """Share of these weights that was kept at least once since attach (in-time over-parametrization, Liu et al.
+        2021, of masks that explore); here: all of them, as the network begins with all. Reads the device."""
+        return 1.0
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         """Everything of one weight that a resume needs, as tensors and numbers."""

@@ -22,6 +22,7 @@ from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
 from rgplug.methods.balance import BalanceRatio, adjusted_density
+from rgplug.methods.ever_active import EverActive, misses
 from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
 from rgplug.methods.two_of_four import exchange
@@ -81,6 +82,7 @@ class Sparse(Method):
         self._next_momentum: dict[str, Tensor] = {}  # momentum with the gradient of the coming step
         self._first: dict[str, Tensor] = {}  # masks by magnitude of weights that have not started
         self._new: dict[str, Tensor] = {}
+        self.ever = EverActive()
         self._coming: int | None = None  # the iteration whose gradient is looked at next; None: an auxiliary step's
         self._adjusting: float | None = None  # the balance ratio, while masks are adjusted by it
         self._random: dict[str, torch.Generator] = {}
@@ -88,6 +90,7 @@ class Sparse(Method):
     def begin(self, weights: list[MaskedWeight]) -> None:
         """Random masks are the same for the same seed, network and weight, on whatever device."""
         self._weights, self._first = weights, {}
+        self.ever.clear()
         for w in weights:
             self._seed(w)
         masks = self._masks()
@@ -114,6 +117,7 @@ class Sparse(Method):
 
     def join(self, weight: MaskedWeight) -> None:
         """One layer by itself, at the network's density or as the file has it; tied filters as those of the others."""
+        self.ever.forget(weight.name)
         block = self.units.block_of(weight)
         members = [w for w in self.units.weights_of(block) if w.name != weight.name]
         if isinstance(block, Filters) and members:
@@ -153,8 +157,10 @@ class Sparse(Method):
     def synchronized(self, weights: list[MaskedWeight]) -> None:
         """The first rank's masks may keep other numbers of units in each layer."""
         self._count(self.units.blocks, {w.name: w.mask for w in weights})
+        self.ever.add(weights)
 
     def follow(self, weight: MaskedWeight) -> None:
+        self.ever.follow(weight)
         for held in (self._momentum, self._scores):
             if weight.name in held:
                 held[weight.name] = held[weight.name].to(weight.param)
@@ -308,7 +314,16 @@ class Sparse(Method):
 
     def pruned(self, weight: MaskedWeight, scratch: Scratch) -> Tensor:
         new = self._new.pop(weight.name, None)
-        return super().pruned(weight, scratch) if new is None else torch.logical_not(new).to(weight.param.dtype)
+        if new is None:
+            return super().pruned(weight, scratch)
+        self.ever.changing(weight)
+        return torch.logical_not(new).to(weight.param.dtype)
+
+    def drawn(self, weight: MaskedWeight) -> None:
+        self.ever.drawn(weight)
+
+    def ever_active(self, weights: list[MaskedWeight]) -> float:
+        return self.ever.share(weights)
 
     def state_of(self, weight: MaskedWeight) -> dict[str, Any]:
         state: dict[str, Any] = {"active": self._active[weight.name]}
@@ -320,6 +335,8 @@ class Sparse(Method):
             state["random"] = self._random[weight.name].get_state()
         if weight.name in self._momentum:
             state["momentum"] = self._momentum[weight.name].clone()
+        if (ever := self.ever.state_of(weight)) is not None:
+            state["ever"] = ever
         return state
 
     def misfit(self, weight: MaskedWeight, state: Mapping[str, Any]) -> str:
@@ -333,10 +350,12 @@ class Sparse(Method):
         later = {"momentum": expected.tensor(weight.param.shape)} if grow == "momentum" else {}
         if self.balance is not None:  # of D's last step, until it is adjusted
             later["gradient"] = expected.tensor(weight.param.shape)
+        if self.exploration is not None or self.balance is not None:
+            later["ever"] = expected.tensor([-(-weight.numel // 8)], torch.uint8)  # none before the first change
         return expected.keys(state, needed, later)
 
     def misfit_together(self, states: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Tensor]) -> str:
-        """As many units are active as the masks keep."""
+        """As many units are active as the masks keep, and what is active was so at some time."""
         for block in self.units.blocks:
             if any(states[name].get("waits") for name in block.names):
                 continue  # their masks are drawn, and not on yet
@@ -344,6 +363,10 @@ class Sparse(Method):
             for name in block.names:
                 if states[name]["method.active"] != kept:
                     return f"counts {states[name]['method.active']} active units of {name}, and its mask keeps {kept}"
+        for name, mask in masks.items():
+            ever = states[name].get("method.ever")
+            if ever is not None and misses(ever, mask):
+                return f"says of weights of {name} that they were never active, and its mask keeps them"
         return ""
 
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
@@ -362,6 +385,7 @@ class Sparse(Method):
             self._random[weight.name].set_state(state["random"].cpu())
         if "momentum" in state:
             self._momentum[weight.name] = state["momentum"].to(weight.param)
+        self.ever.load(weight, state.get("ever"))
 
     def _explores(self, step: int | None) -> bool:
         p = self.exploration

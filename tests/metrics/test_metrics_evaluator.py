@@ -78,6 +78,42 @@ def test_kid_and_inception_score():
     assert score.error == pytest.approx(expected.error, rel=1e-5)
 
 
+ALONE = {"frechet": "fd_with_logits", "kid": "kid_with_logits", "is": "is_with_logits"}
+
+
+@pytest.mark.parametrize("keep", [10_000, 30])  # 40 real images: all of their features are kept, or moments for frechet
+@pytest.mark.parametrize("distances", [("frechet", "is"), ("is", "kid", "frechet"), ("kid", "frechet")])
+def test_several_distances_are_what_each_is_alone_and_the_network_sees_the_images_once(distances, keep, monkeypatch):
+    monkeypatch.setattr("rgplug.metrics.evaluator.KEEP", keep)
+    monkeypatch.setattr("rgplug.metrics.real.KEEP", keep)
+    seen = []
+
+    def watching(images):
+        seen.append(len(images))
+        return with_logits(images)
+
+    watching.__name__ = "with_logits"
+    sampler = Sampler(FAKE)
+    found = evaluator(REAL, samples=50, batch=20, distance=distances, features=watching)(sampler)
+    assert sampler.asked == [20, 20, 10]
+    assert seen[:3] == [20, 20, 10]
+    passes = 2 if keep == 30 and {"kid", "frechet"} <= set(distances) else 1  # over the real images
+    assert sum(seen[3:]) == 40 * passes
+    assert [v.name for v in found.all] == [ALONE[d] for d in distances]
+    for value, distance in zip(found.all, distances):
+        alone = evaluator(REAL, samples=50, batch=20, distance=distance, features=with_logits)(Sampler(FAKE))
+        assert (value.value, value.error, value.samples) == (alone.value, alone.error, 50)
+        assert alone.further == ()
+    assert float(found) == found.value
+    assert str(found).count("(50 samples)") == len(distances)
+
+
+def test_several_distances_of_images_that_are_not_finite_are_all_nan():
+    with pytest.warns(UserWarning, match="is NaN"):
+        found = evaluator(REAL, samples=50, distance=["frechet", "is"], features=with_logits)(Sampler(FAKE * math.nan))
+    assert [math.isnan(v.value) for v in found.all] == [True, True]
+
+
 def test_kid_keeps_all_real_features_where_frechet_keeps_moments(monkeypatch):
     monkeypatch.setattr("rgplug.metrics.evaluator.KEEP", 30)
     assert evaluator(REAL, distance="kid").prepare((8, 8)).features is not None
@@ -205,6 +241,10 @@ def test_an_error_of_the_samplers_own_passes_through_and_the_random_state_surviv
     ("given", "message"),
     [
         ({"distance": "fid"}, "no distance 'fid'; there are frechet, kid, is"),
+        ({"distance": ["frechet", "fid"]}, "no distance 'fid'"),
+        ({"distance": []}, "one or more distances"),
+        ({"distance": ["kid", "kid"]}, "each once"),
+        ({"real": None, "distance": ["is", "kid"]}, "'kid' needs real images"),
         ({"samples": 1}, "samples >= 2"),
         ({"batch": 0}, "batch >= 1"),
         ({"features": "vgg"}, "no features called 'vgg'"),
