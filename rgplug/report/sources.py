@@ -21,8 +21,8 @@ from rgplug.run_setup import ADVICE, SETUP, Setup
 from rgplug.sealed import Damaged, read_json
 
 FROM_ANOTHER = (
-    "this run starts from weights or masks of another one, whose cost is not known: its own is left out. Give the folder "
-    "of the whole comparison once it has finished."
+    "this run starts from weights or masks of another one, whose cost is not known, so its own is left out; give the "
+    "folder of the whole comparison once that has finished."
 )
 
 
@@ -43,7 +43,8 @@ def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
     seen: set[Path] = set()
     names = _names(folders)
     for folder in folders:
-        below = [p for p in _with_runs(folder) if p.resolve() not in seen]
+        everything = list(_with_runs(folder))
+        below = [p for p in everything if p.resolve() not in seen]
         sources = []
         for path in below:
             seen.add(path.resolve())
@@ -55,7 +56,7 @@ def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
                 sources.append(replace(source, given=names[folder]) if len(folders) > 1 else source)
         if not sources and below:
             raise RgplugError(f"{folder} holds no run that was evaluated yet; report when there is one")
-        if not sources:
+        if not everything:
             raise RgplugError(
                 f"{folder} has neither {RESULTS} nor {HISTORY}, and no folder below it has; give the folder that a "
                 "comparison or a training run wrote"
