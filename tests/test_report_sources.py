@@ -288,7 +288,7 @@ def test_keys_that_there_are_not(tmp_path: Path, wanted: Wanted, sentence: str) 
 
 def test_a_key_of_a_policy_that_a_run_lacks_has_its_default(tmp_path: Path) -> None:
     lines = [
-        with_keys(result("stu-gan@exploration.every=50", 0, 40.0), method="stu-gan", exploration_every=50),
+        with_keys(result("mine", 0, 40.0), method="mine", exploration_every=50),
         with_keys(result("stu-gan", 0, 41.0), method="stu-gan", masks_density=0.1),  # of an earlier version
         with_keys(result("pf", 0, 42.0), method="pf", exploration=None),
         with_keys(result("dense", 0, 43.0), method="dense"),
