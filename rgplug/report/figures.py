@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rgplug.history import Line, read_history
+from rgplug.sheet import tiled
 
 __all__ = ["image_grid", "training_figure"]
 
@@ -62,15 +63,7 @@ def training_figure(
 
 def image_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int = 8, gap: int = 2) -> Path:
     """Write images (uint8 [N, H, W, 3]) as one PNG, row by row, `gap` white pixels apart. Returns the path."""
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"image_grid wants uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}.")
-    n, h, w, _ = images.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(images):
-        y, x = index // columns * (h + gap), index % columns * (w + gap)
-        canvas[y : y + h, x : x + w] = image
+    canvas = tiled(images, columns, gap)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas).save(target)
