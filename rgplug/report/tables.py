@@ -26,7 +26,7 @@ from rgplug.report.comparison import Comparison, Method, spread
 def tables_of(comparison: Comparison) -> list[Table]:
     """All tables that the runs can fill: cost, sparsity, FLOPs, and rounds where there are tickets."""
     made = [cost_table(comparison), sparsity_table(comparison), flops_table(comparison)]
-    if any(run.rounds for run in comparison.runs):
+    if any(run.result.rounds for run in comparison.runs):
         made.append(rounds_table(comparison))
     return made
 
@@ -79,7 +79,7 @@ def sparsity_table(c: Comparison) -> Table:
 
 def flops_table(c: Comparison) -> Table:
     """FLOPs of whole runs and of one generated image, absolute and over dense (form of STU-GAN, Table 2)."""
-    multiples = c.dense is not None
+    multiples = c.has_dense
     columns = (
         Column("Method", ("method",)),
         *_SPARSITY,
@@ -93,14 +93,21 @@ def flops_table(c: Comparison) -> Table:
     )
     rows = []
     for m in c.methods:
-        training = [c.training_multiple(m, with_before) for with_before in (False, True)] if multiples else []
+        training = (
+            [
+                c.multiple(m, cost, lambda dense: dense.flops_total)
+                for cost in (lambda run: run.flops_total, lambda run: run.flops_in_all)
+            ]
+            if multiples
+            else []
+        )
         rows.append(
             (
                 text_cell(m.name),
                 _sparsity(m, "D"),
                 _sparsity(m, "G"),
-                _mean(lambda run: run.flops_total, power, m.runs),
-                _mean(lambda run: run.flops_in_all, power, m.runs),
+                _mean(lambda run: run.flops_total, power, m.results),
+                _mean(lambda run: run.flops_in_all, power, m.results),
                 *(spread_cell(multiple, "{:.2f}".format, len(m.runs)) for multiple in training),
                 _mean(lambda run: run.inference_flops, power, _at_best(m)),
                 _mean(c.inference_multiple, "{:.2f}".format, _at_best(m)),
@@ -132,8 +139,8 @@ def rounds_table(c: Comparison) -> Table:
     )
     rows = []
     for m in c.methods:
-        for number in sorted({r.round for run in m.runs for r in run.rounds}):
-            rounds = [r for run in m.runs for r in run.rounds if r.round == number]
+        for number in sorted({r.round for run in m.results for r in run.rounds}):
+            rounds = [r for run in m.results for r in run.rounds if r.round == number]
             rows.append((text_cell(m.name), Cell(str(number), (number,)), *_round_cells(rounds)))
     note = "Round 0 trains dense. What is counted is each round alone, until its best value."
     return Table("rounds", "Tickets by round", "", columns, tuple(rows), (note,))
@@ -175,7 +182,7 @@ def _mean(value: Callable[[Result], float | None], write: Callable[[float], str]
 
 def _at_best(m: Method) -> tuple[Result, ...]:
     """The runs that say what a method's density is: those with a value, or all where none has one."""
-    return m.valued or m.runs
+    return m.valued or m.results
 
 
 def _density(m: Method, network: str) -> Cell:
@@ -222,7 +229,7 @@ def _notes_on_divergence(c: Comparison) -> list[str]:
     notes = []
     for m in c.methods:
         if m.diverged:
-            seeds = ", ".join(str(run.seed) for run in m.runs if run.best is None)
+            seeds = ", ".join(str(run.seed) for run in m.results if run.best is None)
             notes.append(
                 f"{m.name} diverged in {m.diverged} of {len(m.runs)} runs (seed {seeds}: the metric was never finite). "
                 "Means are over the seeds that have a value."

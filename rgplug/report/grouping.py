@@ -1,0 +1,80 @@
+"""Which runs are seeds of one row, and what the rows are called where one method has several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from rgplug.baselines.keys import policy_keys
+from rgplug.policy import Policy
+from rgplug.report.comparison import Method, Run
+
+OWN = {"seed", "out", "outdir", "out_dir", "output", "output_dir", "logdir", "run_dir", "name", "desc", "gpu", "device"}
+DEFAULTS = policy_keys(Policy().to_dict())
+
+
+def grouped(runs: Sequence[Run]) -> list[Method]:
+    """Runs of one method whose keys are alike are seeds of one row.
+
+    In one comparison a method has one row. Rows of one method in several comparisons are named after the keys in
+    which they differ; runs of the same method, seed and keys stay apart, named after their folders.
+    """
+    rows: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        settings: tuple[Any, ...] = () if len({r.root for r in runs}) == 1 else _settings(run)
+        rows.setdefault((run.method, settings), []).append(run)
+    split: list[tuple[str, tuple[Any, ...], str, list[Run]]] = []
+    for (method, settings), members in rows.items():
+        seeds = [r.seed for r in members]
+        if len(set(seeds)) == len(seeds):
+            split.append((method, settings, "", members))
+            continue
+        places = dict.fromkeys(r.place for r in members)
+        split += [(method, settings, place, [r for r in members if r.place == place]) for place in places]
+    methods = []
+    for method, settings, place, members in split:
+        others = [dict(s) for m, s, _, _ in split if m == method]
+        keys = _telling(dict(settings), others)
+        folder = f"@folder={place}" if place else ""
+        name = method + "".join(f"@{k}={_text(v)}" for k, v in keys.items()) + folder
+        methods.append(Method(name, tuple(sorted(members, key=lambda r: r.seed))))
+    return methods
+
+
+def value_or_default(run: Run, key: str) -> Any:
+    """A key of a run; of a policy's key that it does not say, the policy's default, which it then had."""
+    return run.result.keys.get(key, DEFAULTS.get(key))
+
+
+def is_own(run: Run, key: str, value: object) -> bool:
+    """Whether a key differs from run to run whatever is trained: seeds, and options that name the run's folder."""
+    if key.replace("-", "_").lower() in OWN:
+        return True
+    parts = PurePath(value).parts if isinstance(value, str) else ()
+    inside = run.folder.resolve().parts
+    return len(parts) > 1 and any(inside[i : i + len(parts)] == parts for i in range(len(inside)))
+
+
+def _settings(run: Run) -> tuple[tuple[str, Any], ...]:
+    """All keys of a run but its own, sorted, defaults filled in where it says any."""
+    keys = run.result.keys
+    found = {**(DEFAULTS if keys else {}), **{k: v for k, v in keys.items() if not is_own(run, k, v)}}
+    return tuple(sorted(found.items()))
+
+
+def _telling(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The fewest keys that tell a row from the others: keys of comparisons and commands before those of policies."""
+    different = [k for k in own if any(o.get(k) != own[k] for o in others)]
+    rest = [o for o in others if any(o.get(k) != own[k] for k in own)]
+    chosen: list[str] = []
+    for key in sorted(different, key=lambda k: (k in DEFAULTS, k.startswith("class."), k)):
+        apart = [o for o in rest if o.get(key) != own[key]]
+        if apart:
+            chosen.append(key)
+            rest = [o for o in rest if o.get(key) == own[key]]
+    return {k: own[k] for k in chosen}
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
