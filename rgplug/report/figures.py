@@ -57,7 +57,7 @@ def training_figure(
         _draw_counts(counts, lines, networks)
         _finish_axes([quality, density, *layers, counts], lines)
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        save(figure, target)
     return target
 
 
@@ -94,6 +94,11 @@ def blank_figure(width: float, height: float, title: str | None = None) -> Itera
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold", color=INK)
         yield figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; the same figure makes the same bytes."""
+    figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
 
 
 @contextmanager
@@ -178,13 +183,12 @@ def _draw_layers(axis: Any, lines: list[Line], network: str) -> Any:
     names = _layer_names(lines, network)
     table = np.array([[_of(line, "layers").get(network, {}).get(n, np.nan) for line in lines] for n in names], float)
     axis.set_title(f"density of the layers of {network}, input on top", loc="left")
-    epochs = _epochs(lines)
-    edges = np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
+    edges = epoch_edges(_epochs(lines))
     rows = np.arange(len(names) + 1) - 0.5
     image = axis.pcolormesh(edges, rows, np.ma.masked_invalid(table), cmap="cividis", vmin=0, vmax=1, rasterized=True)
     axis.invert_yaxis()
     if len(names) <= MOST_LABELS:
-        axis.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=6)
+        axis.set_yticks(range(len(names)), [short_name(name) for name in names], fontsize=6)
     else:
         axis.set_yticks([0, len(names) - 1], ["1", str(len(names))])
         axis.set_ylabel("layer")
@@ -193,7 +197,12 @@ def _draw_layers(axis: Any, lines: list[Line], network: str) -> Any:
     return image
 
 
-def _short(name: str, most: int = 26) -> str:
+def epoch_edges(epochs: np.ndarray) -> np.ndarray:
+    """Where the columns of a heat map over the epochs end: [epochs] -> [epochs + 1]."""
+    return np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
+
+
+def short_name(name: str, most: int = 26) -> str:
     """A parameter's name without what every name says; the end of it if it is long."""
     for ending in (".parametrizations.weight.original", ".weight_orig", ".weight"):
         name = name.removesuffix(ending)

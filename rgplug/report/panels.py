@@ -1,19 +1,17 @@
-"""Figures that compare methods: the metric over the epochs, and against what it cost."""
+"""The metric of methods against what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rgplug.history import Line
-from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, blank_figure, plain, wants_log
+from rgplug.report.figure_curves import COLOURS
+from rgplug.report.figures import GREY, blank_figure, plain, save, wants_log
 
-COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours
 MARKERS = "osD^vPXh"
 
 
@@ -24,41 +22,6 @@ class Points:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-
-
-def metric_curves(
-    methods: Mapping[str, Sequence[Sequence[Line]]],  # per method, the history lines of each seed
-    path: Path,
-    *,
-    metric: str,
-    higher_is_better: bool = False,
-) -> Path:
-    """Draw the metric of every run, thin, and each method's mean, thick, where all its curves have a value.
-
-    Epochs without a finite value are left out. Returns the path; ImportError if matplotlib is not installed.
-    """
-    with blank_figure(7.2, 3.6) as figure:
-        axis = figure.subplots()
-        for number, (name, histories) in enumerate(methods.items()):
-            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-            curves = [curve for curve in (_curve(lines) for lines in histories) if curve]
-            for curve in curves:
-                axis.plot(list(curve), list(curve.values()), color=colour, ls=dash, lw=0.7, alpha=0.5, zorder=2)
-            common = mean_curve(curves)
-            single = {"marker": "o", "ms": 3} if len(common) == 1 else {}  # a line of one point is not seen
-            label = plain(name) if curves else f"{plain(name)} (no values)"
-            axis.plot(
-                list(common), list(common.values()), color=colour, ls=dash, lw=1.6, zorder=3, label=label, **single
-            )
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(f"{plain(metric)} ({'higher' if higher_is_better else 'lower'} is better)")
-        drawn = np.array([y for line in axis.lines for y in line.get_ydata()], dtype=float)
-        if wants_log(drawn):
-            axis.set_yscale("log")
-        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-        figure.legend(loc="outside lower center", ncols=min(4, max(1, len(methods))), handlelength=2.4)
-        figure.savefig(path)
-    return path
 
 
 def trade_off(
@@ -89,22 +52,8 @@ def trade_off(
             axis.set_yscale("log")
         axis.margins(x=None if share else 0.12, y=0.15)
         _label(figure, axis, [p.name for p in points], means)
-        figure.savefig(path)
+        save(figure, path)
     return path
-
-
-def mean_curve(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
-    """Mean over the curves (epoch -> value) at the epochs that all of them have."""
-    if not curves:
-        return {}
-    common = set(curves[0]).intersection(*curves[1:])
-    return {epoch: float(np.mean([curve[epoch] for curve in curves])) for epoch in sorted(common)}
-
-
-def _curve(lines: Sequence[Line]) -> dict[float, float]:
-    """Epoch -> metric, where it is finite."""
-    found = {float(line["epoch"]): line.get("metric") for line in lines}
-    return {epoch: float(value) for epoch, value in found.items() if value is not None and np.isfinite(value)}
 
 
 PLACES = (  # where a label may stand beside its point: offset in points, and the end of the text that is there
