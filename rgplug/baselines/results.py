@@ -42,6 +42,9 @@ class Round:
     flops: float | None
     real_images_total: float | None = None
     flops_total: float | None = None
+    seconds: float | None = field(default=None, compare=False)  # until the best value
+    seconds_total: float | None = field(default=None, compare=False)
+    parameters_kept: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class PhaseBest:
     real_images: float | None
     flops: float | None
     density: dict[str, float]
+    seconds: float | None = field(default=None, compare=False)
+    parameters_kept: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -311,6 +316,9 @@ def _round(entry: Any) -> Round:
         flops=amount(entry, "flops"),
         real_images_total=amount(entry, "real_images_total"),
         flops_total=amount(entry, "flops_total"),
+        seconds=amount(entry, "seconds"),
+        seconds_total=amount(entry, "seconds_total"),
+        parameters_kept=_counts(entry, "parameters_kept"),
     )
 
 
@@ -337,6 +345,8 @@ def _phase_best(found: Any) -> PhaseBest:
         real_images=amount(found, "real_images"),
         flops=amount(found, "flops"),
         density=_densities(found),
+        seconds=amount(found, "seconds"),
+        parameters_kept=_counts(found, "parameters_kept"),
     )
 
 

@@ -102,7 +102,9 @@ def single_run(folder: Path) -> Result:
     for damaged files, and a run without any value."""
     setup = Setup.read(folder) if is_within(folder / SETUP, folder) else None
     try:
-        found = outcome_of(folder, ".", method_of(setup, PRESETS), seed_of(setup))
+        name = method_of(setup, PRESETS)
+        found = outcome_of(folder, ".", name, seed_of(setup))
+        found["keys"]["method"] = name  # the policy's own key of that name is the family's
         return to_result({**found, "before": {"real_images": 0, "flops": 0, "flops_proportional": 0},
                           "seconds_before": 0, "rounds": []})  # fmt: skip
     except (RgplugError, Damaged) as error:
