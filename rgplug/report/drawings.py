@@ -150,7 +150,8 @@ def _metric_curves(c: Comparison) -> Iterator[Drawing]:
     more = ", with what was trained before; an evaluation's mean lies at its mean cost"
     for against, words in ((EPOCHS, ""), (IMAGES, more), (FLOPS, more), (SECONDS, more)):
         curves = {m.name: [_curve(run, against) for run in m.runs] for m in c.methods}
-        if against is not EPOCHS and not any(len(own) > 1 for all_runs in curves.values() for own in all_runs):
+        places = [{x for x, _ in found.values()} for own in curves.values() for found in own]
+        if against is not EPOCHS and not any(len(xs) > 1 for xs in places):  # not known: of earlier versions
             continue
         over = "epochs" if against is EPOCHS else against.label
         yield Drawing(

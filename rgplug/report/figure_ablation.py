@@ -77,6 +77,7 @@ def ablation_figure(values: Values, path: Path, *, y_label: str) -> Path:
         axis.set_ylabel(plain(y_label))
         axis.grid(axis="y", color=GREY, lw=0.3, alpha=0.5)
         axis.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=4, handlelength=1.6)
+        if axis.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=4, handlelength=1.6)
         save(figure, path)
     return path

@@ -113,8 +113,13 @@ def _draw(axis: Any, table: np.ndarray, events: LayerEvents, norm: Any) -> Any:
 
 
 def _colour_bar(figure: Any, axes: Any, image: Any, events: LayerEvents) -> None:
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
+
     bar = figure.colorbar(image, ax=list(axes), aspect=20, pad=0.02, fraction=0.03)
     bar.outline.set_visible(False)
+    if isinstance(image.norm, LogNorm):
+        bar.set_ticks(LogLocator(subs=(1.0, 2.0, 5.0)))
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
     bar.ax.tick_params(labelsize=6.5)
