@@ -75,6 +75,15 @@ def test_what_is_drawn(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
     assert axis.y_limits[1] < 40  # an interval of two seeds does not flatten the lines
 
 
+def test_a_band_is_drawn_from_three_seeds_on(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
+    for number, seeds in enumerate(([1.0, 3.0], [1.0, 2.0, 3.0])):
+        sweep_figure(sweep(runs("a", {1: seeds, 2: seeds}), "density.G"), tmp_path / f"{number}.png", y_label="FID")
+    two, three = ([path for c in axis.raw.collections for path in c.get_paths()] for axis in drawn)
+    assert not any(len(path.vertices) for path in two)
+    top = 2 + 4.30265 * 1 / 3**0.5  # t of two degrees of freedom, sd 1
+    assert three[0].vertices[:, 1].max() == pytest.approx(top, rel=1e-4)
+
+
 def test_a_wide_range_of_periods_is_logarithmic(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
     own = runs("stu-gan", {x: [10.0] for x in (100, 1000, 10000)}, "exploration.every")
     sweep_figure(sweep(own, "exploration.every"), tmp_path / "a.png", y_label="FID")

@@ -19,7 +19,7 @@ from rgplug.report.figure_ablation import BARS, ablation_figure
 from rgplug.report.figure_curves import EPOCHS, FLOPS, IMAGES, SECONDS, Against, Curve, curve, curves_figure
 from rgplug.report.figure_layers import layer_events, layers_figure
 from rgplug.report.figure_sheets import sheets_figure
-from rgplug.report.figure_sweep import Swept, sweep, sweep_figure
+from rgplug.report.figure_sweep import FEWEST, Swept, sweep, sweep_figure
 from rgplug.report.figures import training_figure
 from rgplug.report.panels import Points, trade_off
 from rgplug.report.pictures import best_sheets
@@ -249,7 +249,7 @@ def _sweep(c: Comparison, swept: Sweep) -> Drawing:
     return Drawing(
         f"sweep-{_file_name(key)}" + (f"-by-{_file_name(by)}" if by else ""),
         f"{name} over {key}" + (f", by {by}" if by else "") + ": a point per seed, the mean as a line, its 95 % "
-        "t-interval as a band"
+        f"t-interval as a band ({FEWEST} seeds or more)"
         + ("; rings mark equal density of G and D." if any(line.balanced for line in found.lines) else "."),
         f"{name} over {key}. {lines}",
         lambda path: sweep_figure(found, path, y_label=name),

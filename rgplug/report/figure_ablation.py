@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, blank_figure, plain, save
+from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, blank_figure, legend_below, plain, save
 from rgplug.report.intervals import Interval, interval
 
 GROUPS = ("G", "D", "both")
@@ -77,7 +77,6 @@ def ablation_figure(values: Values, path: Path, *, y_label: str) -> Path:
         axis.set_ylabel(plain(y_label))
         axis.grid(axis="y", color=GREY, lw=0.3, alpha=0.5)
         axis.set_axisbelow(True)
-        if axis.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=4, handlelength=1.6)
+        legend_below(figure, axis)
         save(figure, path)
     return path

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgplug.history import Line
-from rgplug.report.figures import BLUE, GREEN, INK, ORANGE, PURPLE, blank_figure, plain, save, wants_log
+from rgplug.report.figures import BLUE, GREEN, INK, ORANGE, PURPLE, blank_figure, legend_below, plain, save, wants_log
 
 COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours
@@ -93,7 +93,7 @@ def curves_figure(
             axis.set_yscale("log")
         if x_label == EPOCHS.label:
             axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-        figure.legend(loc="outside lower center", ncols=min(4, max(1, len(methods))), handlelength=2.4)
+        legend_below(figure, axis)
         save(figure, path)
     return path
 

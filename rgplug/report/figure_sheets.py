@@ -28,13 +28,14 @@ def sheets_figure(sheets: Sequence[Sheet], path: Path) -> Path:
     columns = min(MOST_COLUMNS, len(sheets))
     rows = math.ceil(len(sheets) / columns)
     width = 7.2 / MOST_COLUMNS
+    above = max(_broken(s.name).count("\n") for s in sheets)
     tallest = max(s.picture.height / s.picture.width for s in sheets)
-    with blank_figure(max(width * columns, 2.2), rows * (width * min(tallest, 2.0) + 0.75)) as figure:
-        figure.get_layout_engine().set(hspace=0.06)
+    with blank_figure(max(width * columns, 2.2), rows * (width * min(tallest, 2.0) + 0.75 + 0.13 * above)) as figure:
+        figure.get_layout_engine().set(hspace=0.02)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis, sheet in zip(axes, sheets):
             axis.imshow(sheet.picture, interpolation="nearest" if sheet.picture.width < 400 else "antialiased")
-            axis.set_title(plain(sheet.name), fontsize=8, fontweight="bold")
+            axis.set_title(plain(_broken(sheet.name)), fontsize=8, fontweight="bold")
             axis.set_xlabel(plain(sheet.beneath), fontsize=7.5)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -43,3 +44,9 @@ def sheets_figure(sheets: Sequence[Sheet], path: Path) -> Path:
             axis.set_visible(False)
         save(figure, path)
     return path
+
+
+def _broken(name: str, most: int = 24) -> str:
+    """A name over several lines, as wide as a picture: stu-gan@density.G=0.1 breaks at its keys."""
+    lines = [line[i : i + most] for line in name.split("@") for i in range(0, max(len(line), 1), most)]
+    return "\n".join(lines)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from rgplug.report.figure_curves import COLOURS, DASHES
-from rgplug.report.figures import GREY, INK, blank_figure, plain, save, wants_log
+from rgplug.report.figures import GREY, INK, blank_figure, legend_below, plain, save, wants_log
 from rgplug.report.intervals import Interval, interval
 from rgplug.report.panels import MARKERS
 
+FEWEST = 3  # seeds of an interval that is drawn: that of two is 9 standard deviations wide on each side
 Scalar = str | float | int | bool | None
 
 
@@ -73,8 +74,8 @@ def sweep(runs: Sequence[Swept], key: str, by: str | None = None) -> Sweep:
 
 
 def sweep_figure(found: Sweep, path: Path, *, y_label: str) -> Path:
-    """A point per seed, the mean as a line, its 95 % t-interval as a band; a ring where G and D have equal density,
-    and a cross at the upper edge where a run diverged."""
+    """A point per seed, the mean as a line, its 95 % t-interval as a band where there are FEWEST seeds or more; a ring
+    where G and D have equal density, and a cross at the upper edge where a run diverged."""
     values = found.values
     numeric = all(isinstance(v, float | int) and not isinstance(v, bool) for v in values)
     place = {v: float(v) if numeric and isinstance(v, float | int) else float(i) for i, v in enumerate(values)}
@@ -100,7 +101,7 @@ def sweep_figure(found: Sweep, path: Path, *, y_label: str) -> Path:
         axis.grid(color=GREY, lw=0.3, alpha=0.5)
         axis.set_axisbelow(True)
         axis.margins(x=0.08)
-        figure.legend(loc="outside lower center", ncols=3, handlelength=2.4)
+        legend_below(figure, axis, most=3)
         save(figure, path)
     return path
 
@@ -133,8 +134,9 @@ def _draw(axis: Any, line: SweepLine, number: int, place: Mapping[Scalar, float]
     marker = MARKERS[number % len(MARKERS)]
     xs = np.array([place[x] for x in line.at])
     means = np.array([i.mean for i in line.intervals])
-    low = np.array([np.nan if i.low is None else i.low for i in line.intervals])
-    high = np.array([np.nan if i.high is None else i.high for i in line.intervals])
+    enough = [i for i in line.intervals if len(i.values) >= FEWEST]
+    low = np.array([i.low if i in enough else np.nan for i in line.intervals], dtype=float)
+    high = np.array([i.high if i in enough else np.nan for i in line.intervals], dtype=float)
     for x, found in zip(xs, line.intervals):
         axis.plot([x] * len(found.values), found.values, marker, ls="", color=colour, ms=3, alpha=0.5, mew=0, zorder=3)
     if len(xs) > 1:
@@ -156,7 +158,7 @@ def _draw(axis: Any, line: SweepLine, number: int, place: Mapping[Scalar, float]
 
 
 def _limits(axis: Any, found: Sweep) -> None:
-    """Of the values, not of the bands: that of two seeds is 9 standard deviations wide on each side."""
+    """Of the values, not of the bands, which may be far wider."""
     values = [v for line in found.lines for i in line.intervals for v in i.values]
     values += [i.mean for i in found.level.values()]
     if not values:

@@ -96,6 +96,19 @@ def blank_figure(width: float, height: float, title: str | None = None) -> Itera
         yield figure
 
 
+def legend_below(figure: Any, axis: Any, most: int = 4) -> None:
+    """The legend of a panel below it, in as many columns as its names have room for; the figure grows by its rows."""
+    handles, names = axis.get_legend_handles_labels()
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    each = 0.55 + 0.068 * max(map(len, names))  # inches of a column
+    columns = max(1, min(most, len(names), int((width - 0.2) / each)))
+    rows = -(-len(names) // columns)
+    figure.set_size_inches(width, height + 0.16 * max(rows - 2, 0))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=2.4)
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure; the same figure makes the same bytes."""
     figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from rgplug.report.figure_curves import COLOURS
-from rgplug.report.figures import GREY, blank_figure, plain, save, wants_log
+from rgplug.report.figures import GREY, blank_figure, legend_below, plain, save, wants_log
 
 MARKERS = "osD^vPXh"
+MOST_BESIDE, LONGEST_BESIDE = 10, 18  # names, and their characters, that there is room for beside the points
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ def trade_off(
     y_label: str,
     share: bool = False,  # whether x is a share, drawn from 0 to 1
 ) -> Path:
-    """Scatter plot: a small point per seed, a large labelled one for the mean of a method. Returns the path."""
+    """Scatter plot: a small point per seed, a large one for the mean of a method, with its name beside it, or in a
+    legend where names are many or long. Returns the path."""
     with blank_figure(4.8, 3.4) as figure:
         axis = figure.subplots()
         means = [(float(np.mean(p.x)), float(np.mean(p.y))) for p in points]
         for number, (p, (x, y)) in enumerate(zip(points, means)):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
             axis.plot(p.x, p.y, marker, ls="", color=colour, ms=3, alpha=0.5, mew=0, zorder=2)
-            axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3)
+            axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3, label=plain(p.name))
         axis.set_xlabel(x_label)
         axis.set_ylabel(plain(y_label))
         axis.grid(color=GREY, lw=0.3, alpha=0.5)
@@ -51,7 +53,11 @@ def trade_off(
         if wants_log(np.array([y for p in points for y in p.y])):
             axis.set_yscale("log")
         axis.margins(x=None if share else 0.12, y=0.15)
-        _label(figure, axis, [p.name for p in points], means)
+        names = [p.name for p in points]
+        if len(names) > MOST_BESIDE or max(map(len, names), default=0) > LONGEST_BESIDE:
+            legend_below(figure, axis)
+        else:
+            _label(figure, axis, names, means)
         save(figure, path)
     return path
 
