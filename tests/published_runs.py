@@ -67,7 +67,7 @@ def made(folder: Path) -> Made:
 
 
 def adapter_run(folder: Path, policy: Any, seed: int, share: float = 1.0) -> None:
-    """A run as the adapters of the official repositories leave it: history.jsonl and setup.json in the host's folder."""
+    """A run as adapters of the official repositories leave it: history.jsonl and setup.json in the run folder."""
     folder.mkdir(parents=True)
     argv = ["train_rgplug.py", f"--outdir={folder.parent}", "--cfg", "auto", "--share", str(share), "--seed", str(seed)]
     with pytest.MonkeyPatch.context() as patch:

@@ -43,6 +43,7 @@ class Run:
     setup: Setup | None = field(default=None, repr=False)
     is_changed: bool = False  # history.jsonl is not the one that belongs to the result: lines is ()
     place: str = ""  # what tells its comparison from others in the report; "" where there is one
+    given: str = ""  # the folder that it was found in, by name, where several were given
 
     @property
     def method(self) -> str:
@@ -71,7 +72,8 @@ class Run:
     @property
     def keys(self) -> Mapping[str, Scalar]:
         """All that a table can have rows and columns by: the result's keys, method, seed and folder."""
-        return {**self.result.keys, "method": self.base, "seed": self.seed, "folder": self.place or self.root.name}
+        folder = self.given or self.place or self.root.resolve().name
+        return {**self.result.keys, "method": self.base, "seed": self.seed, "folder": folder}
 
 
 @dataclass(frozen=True)

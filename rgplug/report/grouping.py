@@ -9,6 +9,7 @@ from typing import Any
 from rgplug.baselines.keys import policy_keys
 from rgplug.policy import Policy
 from rgplug.report.comparison import Method, Run
+from rgplug.report.run_keys import POLICY
 
 OWN = {"seed", "out", "outdir", "out_dir", "output", "output_dir", "logdir", "run_dir", "name", "desc", "gpu", "device"}
 DEFAULTS = policy_keys(Policy().to_dict())
@@ -22,7 +23,7 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
     """
     rows: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        settings: tuple[Any, ...] = () if len({r.root for r in runs}) == 1 else _settings(run)
+        settings: tuple[Any, ...] = () if len({r.root for r in runs}) == 1 else settings_of(run)
         rows.setdefault((run.method, settings), []).append(run)
     split: list[tuple[str, tuple[Any, ...], str, list[Run]]] = []
     for (method, settings), members in rows.items():
@@ -42,11 +43,6 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
     return methods
 
 
-def value_or_default(run: Run, key: str) -> Any:
-    """A key of a run; of a policy's key that it does not say, the policy's default, which it then had."""
-    return run.result.keys.get(key, DEFAULTS.get(key))
-
-
 def is_own(run: Run, key: str, value: object) -> bool:
     """Whether a key differs from run to run whatever is trained: seeds, and options that name the run's folder."""
     if key.replace("-", "_").lower() in OWN:
@@ -56,7 +52,7 @@ def is_own(run: Run, key: str, value: object) -> bool:
     return len(parts) > 1 and any(inside[i : i + len(parts)] == parts for i in range(len(inside)))
 
 
-def _settings(run: Run) -> tuple[tuple[str, Any], ...]:
+def settings_of(run: Run) -> tuple[tuple[str, Any], ...]:
     """All keys of a run but its own, sorted, defaults filled in where it says any."""
     keys = run.result.keys
     found = {**(DEFAULTS if keys else {}), **{k: v for k, v in keys.items() if not is_own(run, k, v)}}
@@ -68,7 +64,7 @@ def _telling(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str,
     different = [k for k in own if any(o.get(k) != own[k] for o in others)]
     rest = [o for o in others if any(o.get(k) != own[k] for k in own)]
     chosen: list[str] = []
-    for key in sorted(different, key=lambda k: (k in DEFAULTS, k.startswith("class."), k)):
+    for key in sorted(different, key=lambda k: (k in POLICY, k.startswith("class."), k)):
         apart = [o for o in rest if o.get(key) != own[key]]
         if apart:
             chosen.append(key)

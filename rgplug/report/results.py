@@ -64,7 +64,8 @@ def _metric(sources: Sequence[Source]) -> tuple[str, int | None, bool]:
 
 def _kind(kind: tuple[str, int | None, bool]) -> str:
     metric, samples, higher = kind
-    return f"{metric} on {samples} samples" + (" (higher is better)" if higher else "")
+    measured = f"{metric} as the host measured it" if samples is None else f"{metric} on {samples} samples"
+    return measured + (" (higher is better)" if higher else "")
 
 
 def _run(source: Source, result: Result) -> Run:
@@ -75,9 +76,8 @@ def _run(source: Source, result: Result) -> Run:
         lines = records_of(folder)
         is_changed = not _fits(lines, result)
     setup = Setup.read(folder) if is_within(folder / SETUP, source.folder) else None
-    return Run(
-        result, folder, source.folder, () if is_changed else tuple(lines), setup, is_changed, source.place
-    )  # fmt: skip
+    kept = () if is_changed else tuple(lines)
+    return Run(result, folder, source.folder, kept, setup, is_changed, source.place, source.given)
 
 
 def _fits(lines: list[Line], result: Result) -> bool:

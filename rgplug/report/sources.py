@@ -20,11 +20,12 @@ from rgplug.sealed import Damaged
 
 @dataclass(frozen=True)
 class Source:
-    """A comparison, or a run by itself, with its results. place: what tells it from the others; "" for the only one."""
+    """A comparison, or a run by itself, with its results."""
 
     folder: Path
-    place: str
+    place: str  # what tells it from the others; "" for the only one
     results: tuple[Result, ...]
+    given: str = ""  # the folder that it was found in, by name, where several were given
 
 
 def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
@@ -43,7 +44,7 @@ def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
             source, said = _source(path, place)
             notes += said if len(folders) == 1 and len(below) == 1 else [f"{path}: {text}" for text in said]
             if source is not None:
-                sources.append(source)
+                sources.append(replace(source, given=names[folder]) if len(folders) > 1 else source)
         if not sources and below:
             raise RgplugError(f"{folder} holds no run that was evaluated yet; report when there is one")
         if not sources:
