@@ -14,15 +14,16 @@ from rgplug.baselines.results import Result
 from rgplug.errors import RgplugError
 from rgplug.history import Line
 from rgplug.report.cells import metric_text, metric_title
-from rgplug.report.comparison import Comparison, Run
+from rgplug.report.comparison import DENSE, Comparison, Run
 from rgplug.report.figure_ablation import BARS, ablation_figure
 from rgplug.report.figure_curves import EPOCHS, FLOPS, IMAGES, SECONDS, Against, Curve, curve, curves_figure
 from rgplug.report.figure_layers import layer_events, layers_figure
 from rgplug.report.figure_sheets import sheets_figure
-from rgplug.report.figure_sweep import FEWEST, Swept, sweep, sweep_figure
+from rgplug.report.figure_sweep import FEWEST, Swept, sweep, sweep_figure, value_text
 from rgplug.report.figures import training_figure
 from rgplug.report.panels import Points, trade_off
 from rgplug.report.pictures import best_sheets
+from rgplug.report.run_keys import EVERY, OFF, check_keys, value_of
 from rgplug.run_setup import Setup
 
 FORMATS = (".png", ".pdf")
@@ -234,16 +235,25 @@ def _beside(name: str, base: str) -> str:
 
 def _sweep(c: Comparison, swept: Sweep) -> Drawing:
     key, by = swept
-    runs = [Swept(run.base, run.keys, run.result.best) for run in c.runs]
-    for wanted in filter(None, swept):
-        if all(run.keys.get(wanted) is None for run in runs):
-            known = sorted({k for run in runs for k, v in run.keys.items() if v is not None})
-            near = ", ".join(k for k in known if wanted.rpartition(".")[2] in k) or ", ".join(known[:12])
-            raise RgplugError(f"no run has the key {wanted!r}; there are {near}")
+    wanted = [k for k in swept if k is not None]
+    check_keys(c, wanted)
+    runs = []
+    for m in c.methods:
+        for run in m.runs:
+            values = {k: value_of(c, m, run, k) for k in wanted}
+            unsaid = {
+                k for k, v in values.items() if v is EVERY or v == OFF or (run.base == DENSE and k not in run.keys)
+            }
+            known = {k: None if k in unsaid else v for k, v in values.items()}
+            runs.append(Swept(run.base, {**run.keys, **known}, run.result.best))
     found = sweep(runs, key, by)
+    if not found.lines:
+        raise RgplugError(
+            f"no run of this report says {key}, so nothing can be drawn over it; give --sweep another key"
+        )
     name = metric_title(c.metric)
     lines = "; ".join(
-        f"{line.name}: " + ", ".join(f"{x} {metric_text(i.mean)}" for x, i in zip(line.at, line.intervals))
+        f"{line.name}: " + ", ".join(f"{value_text(x)} {metric_text(i.mean)}" for x, i in zip(line.at, line.intervals))
         for line in found.lines
     )
     return Drawing(

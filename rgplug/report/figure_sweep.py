@@ -63,7 +63,7 @@ def sweep(runs: Sequence[Swept], key: str, by: str | None = None) -> Sweep:
         for second in seconds:
             own = [r for r in having[method] if by in (None, "method") or r.keys.get(by) == second]
             parts = [method] if len(swept) > 1 or second is None else []
-            parts += [] if second is None else [f"{by} = {_text(second)}"]
+            parts += [] if second is None else [f"{by} = {value_text(second)}"]
             lines.append(_line(", ".join(parts), own, key))
     level = {}
     for method in methods:
@@ -94,7 +94,7 @@ def sweep_figure(found: Sweep, path: Path, *, y_label: str) -> Path:
         if any(line.diverged for line in found.lines):
             axis.plot([], [], "x", ls="", color=INK, ms=5, label="diverged")
         if len(values) <= 10:
-            axis.set_xticks(list(place.values()), [plain(_text(v)) for v in values])
+            axis.set_xticks(list(place.values()), [plain(value_text(v)) for v in values])
             axis.minorticks_off()
         axis.set_xlabel(plain(found.key))
         axis.set_ylabel(plain(y_label))
@@ -183,5 +183,5 @@ def _ordered(values: set[Scalar]) -> list[Scalar]:
     )
 
 
-def _text(value: Scalar) -> str:
+def value_text(value: Scalar) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
