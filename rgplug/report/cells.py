@@ -58,8 +58,8 @@ class Table:
 
 
 def metric_title(metric: str) -> str:
-    """A metric under its own name; FID is what is called `fid`, and nothing else, and IS what is called `is`."""
-    return {"fid": "FID", "is": "IS"}.get(metric, metric)
+    """A metric under its own name; FID is what is called `fid`, and nothing else."""
+    return "FID" if metric == "fid" else metric
 
 
 def metric_text(value: float) -> str:

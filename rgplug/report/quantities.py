@@ -61,6 +61,11 @@ def images_unit(values: Iterable[float | None]) -> tuple[str, Callable[[float], 
     return ("thousand", thousands) if known and max(known) < 1e6 else ("million", millions)
 
 
+def other_metrics(c: Comparison) -> list[Quantity]:
+    """The metrics of the runs besides the one that decides, each at the evaluation at which that one was best."""
+    return [_metric(c, name) for name in _metrics(c) if name != c.metric]
+
+
 def _known(c: Comparison) -> list[Quantity]:
     higher = max if c.higher_is_better else min
     name = metric_title(c.metric)
@@ -97,7 +102,8 @@ def _metric(c: Comparison, name: str) -> Quantity:
         higher, value = c.higher_is_better, lambda r: r.best
     else:
         higher, value = higher_is_better(name), lambda r: r.metrics[name].at_best if name in r.metrics else None
-    return Quantity(name, metric_title(name), value, metric_text, max if higher else min, True)
+    title = "IS" if name == "is" else metric_title(name)
+    return Quantity(name, title, value, metric_text, max if higher else min, True)
 
 
 def _share(network: str, what: str) -> Callable[[Result], float | None]:
