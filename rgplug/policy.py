@@ -131,7 +131,8 @@ class SnapshotPolicy:
 
     folder: str = ""
     early: int | None = None  # iterations of G after which early.safetensors is written; null: never
-    optimizers: bool = True  # the optimizers' moments in trained.safetensors
+    optimizers: bool = True  # the optimizers' moments in trained.safetensors, and in those of `best`
+    best: bool = False  # the pair at the best evaluation of each phase: best_sparse and best_dense.safetensors
 
 
 @dataclass(frozen=True)
