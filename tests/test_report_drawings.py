@@ -95,13 +95,19 @@ def test_curves_over_costs_begin_after_what_was_trained_before(tmp_path: Path) -
 
 
 def test_ever_active_is_drawn_where_something_never_was(tmp_path: Path) -> None:
-    c = comparison(tmp_path / "c", result("stu-gan", 0, 40.0))
+    comparison(tmp_path / "c", result("stu-gan", 0, 40.0), result("dense", 0, 40.0))
     folder = tmp_path / "c" / "stu-gan" / "seed_0"
     folder.mkdir(parents=True)
     lines = [{"epoch": e, "metric": 42.0 - e, "ever_active": {"G": 0.2 * e, "D": 1.0}} for e in (1, 2)]
+    write_history(tmp_path / "c" / "dense" / "seed_0", 40.0)
+    with (tmp_path / "c" / "dense" / "seed_0" / "history.jsonl").open("w") as file:
+        file.write(json.dumps({"epoch": 1, "metric": 40.0, "ever_active": {"G": 1.0, "D": 1.0}}) + "\n")
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     c = read_all([tmp_path / "c"])
-    assert [n for n in names(c) if n.startswith("ever")] == ["ever-active-G"]
+    (found,) = [d for d in drawings_of(c) if d.name.startswith("ever")]
+    assert found.name == "ever-active-G"
+    assert found.alt.endswith("ever active: stu-gan")
+    assert found.caption.endswith("All of them from the beginning on: dense.")
 
 
 def test_layers_are_drawn_where_something_happened() -> None:

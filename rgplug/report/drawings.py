@@ -160,15 +160,16 @@ def _metric_curves(c: Comparison) -> Iterator[Drawing]:
             f"{name} against {over}{words}: every run thin, the mean of a method thick, where all its runs have a "
             "value.",
             f"{name} against {over}. {_best_values(c)}",
-            _draw_curves(curves, against.label, f"{name} ({towards} is better)"),
+            _draw_curves(curves, against.label, f"{name} ({towards} is better)", wide=against is EPOCHS),
             wide=against is EPOCHS,
         )
 
 
 def _draw_curves(
-    curves: dict[str, list[Curve]], x_label: str, y_label: str, share: bool = False
+    curves: dict[str, list[Curve]], x_label: str, y_label: str, share: bool = False, wide: bool = False
 ) -> Callable[[Path], object]:
-    return lambda path: curves_figure(curves, path, x_label=x_label, y_label=y_label, share=share)
+    width = 7.2 if wide else 4.9
+    return lambda path: curves_figure(curves, path, x_label=x_label, y_label=y_label, share=share, width=width)
 
 
 def _curve(run: Run, against: Against) -> Curve:
@@ -272,11 +273,14 @@ def _ever_active(c: Comparison) -> Iterator[Drawing]:
         ever = functools.partial(_of_network, "ever_active", network)
         curves: dict[str, list[Curve]] = {m.name: [curve(r.lines, value=ever) for r in m.runs] for m in c.methods}
         curves = {name: own for name, own in curves.items() if any(own)}
-        if any(y < 1 for own in curves.values() for found in own for _, y in found.values()):
+        always = [name for name, own in curves.items() if not any(y < 1 for found in own for _, y in found.values())]
+        curves = {name: own for name, own in curves.items() if name not in always}
+        if curves:
             yield Drawing(
                 f"ever-active-{network}",
                 f"Share of the managed weights of {network} that were active at least once, over the epochs (in-time "
-                "over-parametrization).",
+                "over-parametrization)."
+                + (f" All of them from the beginning on: {', '.join(always)}." if always else ""),
                 f"Share of weights of {network} ever active: " + ", ".join(curves),
                 _draw_curves(curves, EPOCHS.label, f"ever active, {network}", share=True),
             )

@@ -40,7 +40,7 @@ def ablation_figure(values: Values, path: Path, *, y_label: str) -> Path:
     diverged = {place: sum(v is None for v in values.get(method, ())) for method, place in BARS.items()}
     groups = [g for g in GROUPS if any((g, p) in bars or diverged[g, p] for p in PARTS)]
     dense = [v for v in values.get("dense", ()) if v is not None]
-    with blank_figure(max(3.4, 1.2 + 1.7 * len(groups)), 3.1) as figure:
+    with blank_figure(max(3.4, 1.1 + 1.3 * len(groups)), 3.2) as figure:
         axis = figure.subplots()
         labelled = set()
         for at, group in enumerate(groups):

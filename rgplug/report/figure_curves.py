@@ -80,9 +80,10 @@ def curves_figure(
     x_label: str,
     y_label: str,
     share: bool = False,  # whether y is a share, drawn from 0 to 1
+    width: float = 7.2,  # inches
 ) -> Path:
     """Draw every run, thin, and each method's mean, thick. Returns the path; ImportError without matplotlib."""
-    with blank_figure(7.2, 3.6) as figure:
+    with blank_figure(width, 3.6) as figure:
         axis = figure.subplots()
         draw_curves(axis, methods)
         axis.set_xlabel(x_label)

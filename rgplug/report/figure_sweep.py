@@ -130,7 +130,8 @@ def is_balanced(keys: Mapping[str, Scalar]) -> bool:
 
 
 def _draw(axis: Any, line: SweepLine, number: int, place: Mapping[Scalar, float]) -> None:
-    colour, dash = COLOURS[(number + 1) % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    colour = INK if line.name == "dense" else COLOURS[(number + 1) % len(COLOURS)]
+    dash = DASHES[number // len(COLOURS) % len(DASHES)]
     marker = MARKERS[number % len(MARKERS)]
     xs = np.array([place[x] for x in line.at])
     means = np.array([i.mean for i in line.intervals])
