@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rgplug import files, history, layers, select, snapshot, state, values
+from rgplug import best, files, history, layers, select, snapshot, state, values
 from rgplug.accounting import Accounting
 from rgplug.averages import Averages
 from rgplug.balance_meter import BalanceMeter
@@ -22,7 +22,7 @@ from rgplug.belonging import Belonging
 from rgplug.copies import hide_pruned, matched, update_average
 from rgplug.coverage import summary
 from rgplug.errors import RgplugError
-from rgplug.evaluation import Evaluation
+from rgplug.evaluation import Evaluation, masked_values
 from rgplug.export import bake, save_sparse
 from rgplug.first_steps import FirstSteps
 from rgplug.hooks import StepHooks
@@ -42,6 +42,7 @@ from rgplug.regeneration import AugmentedRegeneration
 from rgplug.run_setup import Setup
 from rgplug.state import fit
 from rgplug.weak import WeakModules
+from rgplug.wrappers import tensors_of
 
 Phase = Literal["sparse", "dense"]
 RECORDS_KEPT = 1000  # records of evaluations that a controller holds; policy.run_dir has all of them in a file
@@ -81,7 +82,10 @@ class Controller:
         self._balance = balance
         self._meetings = Meetings()
         self._ranks = EqualRanks(networks, self._meetings)
-        self._snapshots = None if policy.snapshots is None else Snapshots(policy.snapshots, held, networks)
+        self._snapshots: Snapshots | None = None
+        if policy.snapshots is not None:
+            self._snapshots = Snapshots(policy.snapshots, held, networks, policy.higher_is_better)
+        self._best = None if self._snapshots is None else self._snapshots.best
         started = None if start is None else StartedOptimizers(start, held)
         # last: once hooks are there, a failure would have to take them away again
         self.hooks = StepHooks(list(networks.values()), optimizers)
@@ -198,13 +202,17 @@ class Controller:
             self._know(ema)
         if found.by_name and "G" in self.averages and self.averages["G"].measured_without_mask():
             self.monitor.warn_unmasked()
-        if measures:
+        images = None
+        if measures and self._evaluation is not None:
             found = values.measured(self.evaluate(ema=ema, sample_fn=sample_fn))
+            images = self._evaluation.images
         self.epoch += 1
         self._first_steps.evaluated = True
         found = from_first_rank(found, self._device())
         number = found.deciding
         measured, average = self.monitor.measured(self.epoch, found, self.phase), None
+        if self._snapshots is not None:
+            self._snapshots.measured(measured, lambda: self._average(ema))
         if number is None or not math.isfinite(number):
             self.monitor.warn_metric(number, self.epoch, self._evaluation is not None or self.regeneration is None)
         elif self.regeneration is not None:
@@ -214,7 +222,13 @@ class Controller:
         self.records.append(record)
         del self.records[:-RECORDS_KEPT]
         self.journal.write(
-            self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save, setup=lambda: Setup.of(self)
+            self.policy.run_dir,
+            record,
+            resumed=len(self.records) == 1,
+            save=self.save,
+            setup=lambda: Setup.of(self),
+            images=images,
+            higher_is_better=self.policy.higher_is_better,
         )
         if self._snapshots is not None:
             self._snapshots.evaluated()
@@ -231,6 +245,13 @@ class Controller:
             self._know(ema)
         self._meetings.meet("rg.evaluate(...)")
         return self._evaluation.measure(self.modules["G"], self.networks["G"], ema, sample_fn)
+
+    def _average(self, ema: Any) -> dict[str, Tensor] | None:
+        """The tensors of an average of G as it is measured: under G's live mask."""
+        if ema is None or "G" not in self.modules:
+            return None
+        net = self.networks.get("G")
+        return tensors_of(ema, self.modules["G"]) if net is None else masked_values(ema, self.modules["G"], net)
 
     def _know(self, ema: Any) -> None:
         """Refuse an average of another network; remember one of G."""
@@ -333,8 +354,10 @@ class Controller:
             "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
             "last_counts": {k: list(v) for k, v in self.monitor.last_counts.items()},
             "last_restored": dict(self.monitor.last_restored),
+            "last_layers": self.monitor.layer_counts.state_dict(),
             "accounting": self.accounting.state_dict(),
             "balance": None if self._balance is None else self._balance.state_dict(),
+            "best": None if self._best is None else self._best.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
         }
 
@@ -351,8 +374,10 @@ class Controller:
             "accounting": self.accounting.misfit,
             "last_counts": self.monitor.misfit,
             "last_restored": self.monitor.misfit_restored,
+            "last_layers": self.monitor.layer_counts.misfit,
             "regeneration": None if regeneration is None else regeneration.misfit,
             "balance": None if balance is None else balance.misfit,
+            "best": best.misfit,
         }
         fit(state, self.policy, self.networks, parts)
         self._forget_belonging()
@@ -366,9 +391,12 @@ class Controller:
         self.monitor.last_restored = dict.fromkeys(self.networks, 0) | {
             k: int(v) for k, v in state.get("last_restored", {}).items()
         }
+        self.monitor.load_layers(state.get("last_layers"))
         self.accounting.load_state_dict(state["accounting"])
         if balance is not None:
             balance.load_state_dict(state["balance"])
+        if self._best is not None:
+            self._best.load_state_dict(state.get("best"))
         self.records = []
         self._older = None
         self._belonging = Belonging(self.networks, state["networks"])
@@ -470,11 +498,13 @@ class Controller:
     @outside_inference
     def detach(self, finish: Literal["sparse", "dense", "as-is"] | None = None) -> None:
         """Take the hooks and masked classes away. finish (default: the policy's): weights stay pruned ("sparse", zeros
-        in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is")."""
+        in place), get their dormant values back ("dense"), or stay as the present phase has them ("as-is").
+
+        trained.safetensors (policy.snapshots) then holds the networks as they are left. Records are of the phases
+        before: no evaluation is made of networks that `finish` has changed.
+        """
         if not self._attached:
             return
-        if self._snapshots is not None:
-            self._snapshots.evaluated()
         finish = finish or self.policy.finish
         if finish not in ("sparse", "dense", "as-is"):
             raise RgplugError(f"detach got finish {finish!r}; allowed: sparse | dense | as-is")
@@ -486,6 +516,8 @@ class Controller:
                 elif finish == "sparse":
                     net.go_sparse()
                     net.settle()
+            if self._snapshots is not None:
+                self._snapshots.finished(changed=finish != "as-is")
         finally:
             release(self.hooks)
             self.journal.close()

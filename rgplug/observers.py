@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from rgplug import select, snapshot
+from rgplug.best import BestOfPhases
+from rgplug.history import Record
 from rgplug.policy import SnapshotPolicy
 from rgplug.processes import rank
+from rgplug.units import Units
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -46,14 +49,22 @@ class StartedOptimizers(Observer):
 
 
 class Snapshots(Observer):
-    """policy.snapshots: the pair before its first step, after `early` iterations of G, and as last evaluated."""
+    """policy.snapshots: the pair before its first step, after `early` iterations of G, as last evaluated, and at the
+    best evaluation of each phase."""
 
-    def __init__(self, policy: SnapshotPolicy, modules: Mapping[str, nn.Module], networks: Mapping[str, Network]):
+    def __init__(
+        self,
+        policy: SnapshotPolicy,
+        modules: Mapping[str, nn.Module],
+        networks: Mapping[str, Network],
+        higher_is_better: bool = False,  # the metric that decides
+    ):
         self.policy, self._modules, self._networks = policy, modules, networks
         self._folder = Path(policy.folder)
         self._at_attach: dict[str, snapshot.Tensors] | None = copies(modules)
         self._optimizers = _Stepped()
         self._changed = False  # since trained.safetensors was written
+        self.best = BestOfPhases(self._folder, higher_is_better) if policy.best else None
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """The first step of all: weights are what the host begins with. Buffers are taken as they were at attach, as
@@ -78,20 +89,48 @@ class Snapshots(Observer):
             if net.iteration == early and not net.auxiliary:
                 self._write("early", copies(self._modules))
 
+    def measured(self, record: Record, average: Callable[[], snapshot.Tensors | None]) -> None:
+        """Before anything is decided from an evaluation: the pair as it was measured, if it is the best of its phase.
+        average: gives the tensors of G's moving average that were measured, if one was."""
+        if self.best is None:
+            return
+        if rank() == 0:
+            self.best.keep_files()
+        phase = record.phase_before
+        if not self.best.add(phase, record.epoch, record.metric) or rank() != 0:
+            return
+        pair = copies(self._modules)
+        if (tensors := average()) is not None:
+            pair[snapshot.AVERAGE] = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        evaluation = {"epoch": record.epoch, "metric": record.metric, "metric_name": record.metric_name, "phase": phase}
+        snapshot.save(self.best.path(phase), pair, self._moments(), self._units(), evaluation, keep=True)
+
     def evaluated(self) -> None:
         """At each evaluation, and at the end: the trained pair, over the one before it."""
         if not self._changed:
             return
         self._changed = False
-        modules = self._modules if self.policy.optimizers else {}
-        moments = {k: snapshot.moments_of(m, self._optimizers.alive()) for k, m in modules.items()}
-        self._write("trained", copies(self._modules), moments)
+        self._write("trained", copies(self._modules), self._moments())
         self._optimizers.written()
+
+    def finished(self, changed: bool) -> None:
+        """At detach, once the networks are as policy.finish leaves them. changed: they are not as last trained."""
+        if self._changed or not changed:
+            self.evaluated()
+        elif rank() == 0 and (path := self._folder / "trained.safetensors").is_file():
+            moments = snapshot.read(path)["optimizers"]  # no step since; their optimizers may be gone by now
+            self._write("trained", copies(self._modules), moments)
+
+    def _moments(self) -> dict[str, Any]:
+        modules = self._modules if self.policy.optimizers else {}
+        return {k: snapshot.moments_of(m, self._optimizers.alive()) for k, m in modules.items()}
+
+    def _units(self) -> dict[str, Units]:
+        return {label: net.method.units for label, net in self._networks.items()}
 
     def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:
         if rank() == 0:
-            units = {label: net.method.units for label, net in self._networks.items()}
-            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, units)
+            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, self._units())
 
 
 class _Stepped:

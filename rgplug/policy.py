@@ -131,7 +131,8 @@ class SnapshotPolicy:
 
     folder: str = ""
     early: int | None = None  # iterations of G after which early.safetensors is written; null: never
-    optimizers: bool = True  # the optimizers' moments in trained.safetensors
+    optimizers: bool = True  # the optimizers' moments in trained.safetensors, and in those of `best`
+    best: bool = False  # the pair at the best evaluation of each phase: best_sparse and best_dense.safetensors
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class MetricPolicy:
     z_dim: int | None = None
     every: int = 1  # measure at every n-th end_epoch()
     seed: int = 0
+    sheet: int = 16  # generated images of the best evaluation so far, kept as best.png in run_dir; 0: none
 
     @property
     def distances(self) -> tuple[Distance, ...]:

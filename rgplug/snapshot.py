@@ -2,16 +2,19 @@
 
 Both are safetensors with a checksum (see rgplug.state); reading one can run no code. A snapshot holds every parameter
 and buffer of G and D (a pruned weight as 0), where asked for the moments of their optimizers, and what the run's
-policy has pruned as a whole (granularity), which the next masks are made of.
+policy has pruned as a whole (granularity), which the next masks are made of. The best snapshots of a run also hold the
+evaluation they are of, and the moving average that was measured, as a further network (AVERAGE).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rgplug import expected, state
@@ -21,6 +24,7 @@ from rgplug.moments import misfit_moments
 from rgplug.select import misfit, named_parameters, named_tensors
 from rgplug.units import Units
 
+AVERAGE = "G_ema"  # the moving average of G in a pair
 Tensors = dict[str, Tensor]
 Masks = dict[str, dict[str, Tensor]]
 
@@ -41,6 +45,10 @@ def save(
     networks: Mapping[str, Tensors],
     optimizers: Mapping[str, Any] | None = None,
     units: Mapping[str, Units] | None = None,
+    evaluation: Mapping[str, Any]
+    | None = None,  # that the networks were measured at: epoch, metric, metric_name, phase
+    *,
+    keep: bool = False,  # the file before stays as files.previous_of(path)
 ) -> None:
     """Write a snapshot, whole or not at all."""
     held = {
@@ -51,7 +59,19 @@ def save(
         # single weights need no description
         "units": {k: u.to_dict() for k, u in (units or {}).items() if u.granularity != "weight"},
     }
-    state.save(path, held)
+    if evaluation is not None:
+        held["evaluation"] = dict(evaluation)
+    state.save(path, held, keep=keep)
+
+
+def epoch_of(path: Path) -> int | None:
+    """The epoch of the evaluation that a snapshot says it is of, from its header alone; None where there is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            epoch = json.loads((file.metadata() or {})["state"])["evaluation"]["epoch"]
+        return epoch if type(epoch) is int else None
+    except Exception:  # a file that cannot be read for whatever reason is of no evaluation
+        return None
 
 
 def save_masks(path: Path, masks: Masks) -> None:

@@ -44,7 +44,7 @@ def unpack_mask(packed: Tensor, shape: list[int]) -> Tensor:
 
 def save(path: str | Path, state: Mapping[str, Any], *, keep: bool = False) -> None:
     """Write a controller's state, whole or not at all. keep: the file before stays as `files.previous_of(path)`, unless
-    it belongs to the same weights, or is damaged."""
+    it belongs to the same weights (a snapshot belongs to none), or is damaged."""
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     plain = _strip({k: v for k, v in state.items() if k != "networks"}, tensors, "controller")
@@ -62,7 +62,8 @@ def save(path: str | Path, state: Mapping[str, Any], *, keep: bool = False) -> N
             plain["networks"][network]["weights"][name] = {"shape": list(mask.shape), **_strip(rest, tensors, prefix)}
     metadata = {"format": "rgplug", "version": str(FORMAT), "state": json.dumps(plain), "sha256": ""}
     metadata["sha256"] = _digest(tensors, metadata["state"])
-    keep = keep and fingerprints(path) not in (None, fingerprints_of(plain))
+    before = fingerprints(path) if keep else None
+    keep = before is not None and (not before or before != fingerprints_of(plain))
     try:
         files.write_whole(path, lambda partial: save_file(tensors, str(partial), metadata=metadata), keep=keep)
     except (OSError, SafetensorError) as error:

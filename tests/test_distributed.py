@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rgplug
 from rgplug.processes import from_first_rank
+from rgplug.snapshot import epoch_of
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
 
@@ -50,6 +51,7 @@ def train(rank: int, folder: str, when: str) -> None:
         "threshold": {"init": 0.05, "units": {"G": "layer_std", "D": "spectral"}},
         "target": {"D": 0.5, "by": 10},
         "run_dir": folder,
+        "snapshots": {"folder": folder, "best": True},
     }
     rg = rgplug.attach(G, D, policy) if when != "after DDP" else None
     # one wrapper around each sub-module, as StyleGAN2-ADA does
@@ -77,6 +79,8 @@ def train(rank: int, folder: str, when: str) -> None:
         assert record.metrics == {"fid": value, "is": 3.0}
         assert record.metric_name == "fid"
         phases.append(record.phase)
+    best = rg.state_dict()["best"]
+    assert best == {"sparse": {"epoch": 8, "value": 1.0}, "dense": {"epoch": 7, "value": 1.0}}  # on every rank
     names = [w.name for n in "GD" for w in rg.weights(n)]
     numbers = [from_first_rank(v, torch.device("cpu")) for v in (3.5 + rank, None if rank == 0 else 1.0, 0.0)]
     torch.save((snapshot(rg), phases, names, numbers, rg.density()), f"{folder} rank{rank}.pt")
@@ -107,3 +111,4 @@ def test_two_ranks_stay_bit_for_bit_the_same(folder: Path, when: str) -> None:
     assert numbers == others[2] == [3.5, None, 0.0]
     assert density["D"] == pytest.approx(0.545, abs=0.06)
     assert len((folder / when / "history.jsonl").read_text().splitlines()) == 8  # the first rank writes, alone
+    assert [epoch_of(folder / when / f"best_{phase}.safetensors") for phase in ("sparse", "dense")] == [8, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import RAMP, Host, linear, set_grad, sgd
+from common import MILD, RAMP, Host, linear, set_grad, sgd
 
 import rgplug
 from rgplug import history
+from rgplug.baselines.files import Damaged
+from rgplug.baselines.records import check_record
 from rgplug.errors import RgplugError
 from rgplug.history import Record
 
@@ -188,3 +191,46 @@ def test_a_fresh_run_names_the_one_that_was_there(tmp_path: Path) -> None:
         assert not again or (str(tmp_path) in named[0] and "history.jsonl as history-1.jsonl" in named[0])
     names = {p.name for p in tmp_path.iterdir()}
     assert {"history-1.jsonl", "rgplug-1.safetensors", "rgplug.previous-1.safetensors"} <= names
+
+
+def test_several_values_and_the_share_ever_active_are_in_the_line() -> None:
+    text = str(record(metrics={"fid": 12.5, "is": 8.25, "kid": None}))
+    assert "fid 12.500 | is 8.250 | average 13.250" in text
+    row = json.loads(record(metrics={"fid": 12.5, "is": math.inf}, ever_active={"G": 0.75, "D": 1.0}).to_json())
+    assert (row["metrics"], row["ever_active"]) == ({"fid": 12.5, "is": None}, {"G": 0.75, "D": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": {"fid": "low"}}, "fid has to be a number"),
+        ({"metrics": [1.0]}, "metrics has to be an object"),
+        ({"ever_active": {"G": 1.5}}, "the density of G is 1.5"),
+        ({"ever_active": {"G": -0.5}}, "G is -0.5; it cannot be negative"),
+    ],
+)
+def test_damaged_values_of_a_line_are_named(changes: dict[str, Any], said: str) -> None:
+    line = json.loads(record().to_json())
+    check_record(line)
+    check_record({k: v for k, v in line.items() if k not in ("metrics", "ever_active")})  # of an older version
+    check_record({**line, "metrics": {"fid": None, "is": -3.0}, "ever_active": {"G": 1.0}})
+    with pytest.raises(Damaged, match=said):
+        check_record({**line, **changes})
+
+
+def test_seconds_count_from_the_record_before_and_after_a_resume_from_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 130.0, 175.0])
+    monkeypatch.setattr("rgplug.monitor.time.perf_counter", lambda: next(clock))
+    host = Host()
+    rg = rgplug.attach(host.G, host.D, MILD)  # at 100
+    host.run(1)
+    assert [rg.end_epoch(5.0).seconds, rg.end_epoch(5.0).seconds] == [30.0, 45.0]
+    held, state = copy.deepcopy(host.state_dict()), copy.deepcopy(rg.state_dict())
+    rg.detach()
+    clock = iter([10_000.0, 10_007.0, 10_009.0])  # another process
+    again = Host(seed=3)
+    rg = rgplug.attach(again.G, again.D, MILD)
+    again.load_state_dict(held)
+    rg.load_state_dict(state)
+    again.run(1)
+    assert [rg.end_epoch(5.0).seconds, rg.end_epoch(5.0).seconds] == [7.0, 2.0]

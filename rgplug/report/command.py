@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rgplug.errors import RgplugError
+
 
 def add_report(commands: Any) -> None:
     """The subcommand. commands: what argparse's add_subparsers returns."""
@@ -24,6 +26,9 @@ def add_report(commands: Any) -> None:
     report.add_argument("--rows", metavar="KEYS", help="a table more: keys of its rows, with commas [method]")
     report.add_argument("--columns", metavar="KEYS", help="keys of its columns [none]")
     report.add_argument("--cells", metavar="NAMES", help="what its cells show [best]")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write each figure there too, as .png and .pdf")
+    report.add_argument("--sweep", metavar="KEY", help="a figure of the metric over this key [the first of the grid]")
+    report.add_argument("--by", metavar="KEY", help="a line of it for each value of this key [method]")
     report.set_defaults(run=_report)
 
 
@@ -31,4 +36,8 @@ def _report(args: argparse.Namespace) -> None:
     from rgplug.report.page import write_report
     from rgplug.report.pivot import wanted_of
 
-    print(write_report(args.runs, args.out, wanted_of(args.rows, args.columns, args.cells)))
+    if args.by is not None and args.sweep is None:
+        raise RgplugError("--by says what the lines of a figure over a key are; give --sweep KEY too")
+    swept = None if args.sweep is None else (args.sweep, args.by)
+    wanted = wanted_of(args.rows, args.columns, args.cells)
+    print(write_report(args.runs, args.out, wanted, args.figures, swept))

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from rgplug.baselines.records import records_of
-from rgplug.baselines.results import RESULT, RESULTS, Result
+from rgplug.baselines.results import RESULT, RESULTS
 from rgplug.errors import RgplugError
-from rgplug.history import HISTORY, Line
+from rgplug.history import HISTORY
 from rgplug.report.cells import Table, metric_text, metric_title
 from rgplug.report.comparison import Comparison, Run
-from rgplug.report.figures import training_figure
+from rgplug.report.drawings import Drawing, Sweep, drawings_of, run_drawings, write_figures
 from rgplug.report.markup import Section, details, document, embedded, figure, gallery, listing, paragraph, table
-from rgplug.report.panels import Points, metric_curves, trade_off
+from rgplug.report.pictures import beneath, picture_of
 from rgplug.report.pivot import Wanted, pivot_table
 from rgplug.report.results import SAMPLES, read_all
 from rgplug.report.sources import is_within
 from rgplug.report.tables import tables_of
 from rgplug.report.texts import csv_text, markdown
-from rgplug.run_setup import SETUP
+from rgplug.run_setup import SETUP, Setup
 from rgplug.sealed import write_all
+from rgplug.sheet import SHEET, evaluated
 
 BESIDE = ("table.csv", "table.md")
 CHANGED = "does not belong to the result of its run, which is shown; the history is left out"
 
 
-def write_report(runs: Path | Sequence[Path], out: Path | None = None, wanted: Wanted | None = None) -> Path:
+def write_report(
+    runs: Path | Sequence[Path],
+    out: Path | None = None,
+    wanted: Wanted | None = None,
+    figures: Path | None = None,
+    swept: Sweep | None = None,
+) -> Path:
     """Write the page of a comparison to RUNS/report.html, or `out`, and table.csv and table.md beside it.
 
     runs: a folder with results.jsonl, or that of a single run (history.jsonl), whose page has its figures and no
     tables; or one below which there are several, or several of any kind, which are reported together: for these
     `out` has to be given. wanted: a table by rows, columns and cells of the caller's choice, before the others.
+    figures: a folder in which every figure is written as files of its own, too. swept: the key that the metric is drawn
+    over, and the one that lines are by; None: those of the grid.
     Returns the page's path. Raises RgplugError for a folder without runs, runs that do not compare, corrupt files, and
     without matplotlib. All files are written whole or not at all; a link in their place is replaced, not followed.
     """
@@ -40,19 +49,31 @@ def write_report(runs: Path | Sequence[Path], out: Path | None = None, wanted: W
     folders = list(dict.fromkeys(folders))
     target = _target(folders, out)
     (first, *others) = folders
-    if not others and wanted is None and not (first / RESULTS).is_file() and is_within(first / HISTORY, first):
+    drawings: list[Drawing] = []
+    if (
+        not others
+        and wanted is None
+        and swept is None
+        and not (first / RESULTS).is_file()
+        and is_within(first / HISTORY, first)
+    ):
         files = {target.name: _single_page(first)}
+        of_runs = [(first.resolve().name, _of_single(first))]
     else:
         comparison = read_all(folders)
         tables = tables_of(comparison)
         if wanted is not None:
             tables.insert(0, pivot_table(comparison, wanted))
-        files = {target.name: _comparison_page(comparison, tables)}
+        drawings = drawings_of(comparison, swept)
+        files = {target.name: _comparison_page(comparison, tables, drawings)}
         files |= zip(BESIDE, (csv_text(comparison, tables), markdown(tables)))
+        of_runs = [(run.label, run_drawings(run.lines, run.setup, run.label)) for run in comparison.runs if run.lines]
     try:
         write_all({target.parent / name: text for name, text in files.items()})
     except RgplugError as error:
         raise RgplugError(f"cannot write into {target.parent}: {error}; give another place to write to") from None
+    if figures is not None:
+        write_figures(Path(figures), drawings, of_runs)
     return target
 
 
@@ -70,7 +91,7 @@ def _target(folders: Sequence[Path], out: Path | None) -> Path:
     return target
 
 
-def _comparison_page(c: Comparison, tables: list[Table]) -> str:
+def _comparison_page(c: Comparison, tables: list[Table], drawings: Sequence[Drawing]) -> str:
     name = metric_title(c.metric)
     seeds = sorted({run.seed for run in c.runs})
     samples = "" if c.samples is None else f" on {c.samples:,} generated images"
@@ -79,18 +100,10 @@ def _comparison_page(c: Comparison, tables: list[Table]) -> str:
         f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Metric: {name}{samples}, "
         f"{'higher' if c.higher_is_better else 'lower'} is better."
     )
-    curves = {m.name: [list(run.lines) for run in m.runs] for m in c.methods}
-    drawn = [figure(
-        _drawn(lambda path: metric_curves(curves, path, metric=name, higher_is_better=c.higher_is_better)),
-        f"{name} against epochs. {_best_values(c)}",
-        f"{name} against epochs: every run thin, the mean of a method thick, where all its runs have a value.",
-        wide=True,
-    )]  # fmt: skip
-    drawn.append(_trade_offs(c, name))
     sections = [
         Section("how", "How to read this", listing([*c.notes, *_on_changed(c), *_notes(c, name)])),
         *(Section(t.key, t.title, table(t)) for t in tables),
-        Section("curves", "Figures", "".join(drawn)),
+        Section("curves", "Figures", _shown(drawings)),
         Section("samples", "Samples", _samples(c)),
         Section(
             "runs",
@@ -108,14 +121,26 @@ def _on_changed(c: Comparison) -> list[str]:
 
 def _single_page(folder: Path) -> str:
     lines = records_of(folder)
+    name = folder.resolve().name
+    sections = [Section("training", "Training", _shown(_of_single(folder)))]
+    images = []
+    for file in (SHEET, SAMPLES):
+        png = embedded(folder / file, folder)
+        of = evaluated(folder / file) if png is not None and file == SHEET else None
+        if png is not None and (of is not None or file == SAMPLES):
+            words = "last grid" if of is None else f"{of.metric or 'metric'} {metric_text(of.value)}, epoch {of.epoch}"
+            images.append((png, f"Samples of {name}", words))
+    if images:
+        sections.append(Section("samples", "Samples", gallery(images)))
+    return document(f"Run: {name}", f"{_counted(len(lines), 'evaluation')}.", sections)
+
+
+def _of_single(folder: Path) -> list[Drawing]:
+    lines = records_of(folder)
     if not lines:
         raise RgplugError(f"{folder / HISTORY} holds no evaluation yet; report when there is one")
-    name = folder.resolve().name
-    sections = [Section("training", "Training", _training(lines, name))]
-    samples = embedded(folder / SAMPLES, folder)
-    if samples is not None:
-        sections.append(Section("samples", "Samples", gallery([(samples, f"Samples of {name}", "last grid")])))
-    return document(f"Run: {name}", f"{_counted(len(lines), 'evaluation')}.", sections)
+    setup = Setup.read(folder) if is_within(folder / SETUP, folder) else None
+    return run_drawings(lines, setup, folder.resolve().name)
 
 
 def _notes(c: Comparison, name: str) -> list[str]:
@@ -136,43 +161,16 @@ def _notes(c: Comparison, name: str) -> list[str]:
     ]
 
 
-def _trade_offs(c: Comparison, name: str) -> str:
-    """Metric against density of G, and against the training FLOPs of table 1."""
-
-    def points(x: Callable[[Result], float | None]) -> list[Points]:
-        found = []
-        for m in c.methods:
-            pairs = [(a, run.best) for run in m.results if (a := x(run)) is not None and run.best is not None]
-            if pairs:
-                found.append(Points(m.name, *zip(*pairs)))
-        return found
-
-    def panel(x: Callable[[Result], float | None], label: str, more: str = "", share: bool = False) -> str:
-        found = points(x)
-        if not found:
-            return ""
-        return figure(
-            _drawn(lambda path: trade_off(found, path, x_label=label, y_label=name, share=share)),
-            f"{name} against {label}: " + ", ".join(p.name for p in found),
-            f"{name} against {label}{more}: a small point per seed, a large one for the mean.",
-        )
-
-    density = panel(lambda run: run.density.get("G"), "density of G at the best value", share=True)
-    flops = panel(
-        lambda run: run.flops_to_best, "training FLOPs until the best value", ", with what was trained before"
-    )
-    return f'<div class="pair">{density}{flops}</div>'
-
-
 def _samples(c: Comparison) -> str:
     images = []
     for run in c.runs:
-        data = embedded(run.folder / SAMPLES, run.root)
-        if data is not None:
-            images.append((data, f"Grid of samples of {run.label}", run.label))
+        picture = picture_of(run)
+        if picture is not None:
+            said = f"{beneath(c, run)}, {picture.words}".replace("\n", ", ") if picture.of_best else picture.words
+            images.append((picture.png, f"Grid of samples of {run.label}", f"{run.label}: {said}"))
     if not images:
         return paragraph("No run left a grid of samples.")
-    return paragraph("The last grid that each run left, not necessarily that of its best value.") + gallery(images)
+    return gallery(images)
 
 
 def _run_details(c: Comparison, run: Run) -> str:
@@ -186,38 +184,17 @@ def _run_details(c: Comparison, run: Run) -> str:
         return details(
             f"{run.label}: {result} (its history is damaged)", paragraph(f"{found.run}/{HISTORY} {CHANGED}.")
         )
-    body = _training(list(run.lines), run.label) if run.lines else paragraph("This run left no history.")
+    if not run.lines:
+        return details(f"{run.label}: {result}", paragraph("This run left no history."))
+    body = _shown(run_drawings(run.lines, run.setup, run.label))
     return details(f"{run.label}: {result}", body)
 
 
-def _training(lines: list[Line], name: str) -> str:
-    return figure(
-        _drawn(lambda path: training_figure(lines, path)),
-        f"Metric, densities, densities of every layer, and weights regenerated, restored and pruned, by epoch, of "
-        f"{name}",
-        f"{name}: metric (dense phases shaded), density of the networks and of their layers, weights regenerated "
-        "(by the rule), restored (all at once, for a dense phase) and pruned.",
-        wide=True,
-    )
-
-
-def _best_values(c: Comparison) -> str:
-    """The curves' message in words, for who cannot see them."""
-    best = ((m.name, m.over_seeds(lambda run: run.best)) for m in c.methods)
-    return "Best values: " + ", ".join(f"{n} {metric_text(s.mean) if s else 'diverged'}" for n, s in best) + "."
-
-
-def _drawn(draw: Callable[[Path], object]) -> bytes:
-    """What `draw(path)` writes as PNG."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.png"
-        try:
-            draw(path)
-            return path.read_bytes()
-        except ImportError as error:
-            raise RgplugError(str(error)) from None
-        except OSError as error:
-            raise RgplugError(f"no figure can be written into {folder}: {error.strerror}; make room there") from None
+def _shown(drawings: Sequence[Drawing]) -> str:
+    """Wide figures below each other, and the others in pairs."""
+    parts = [(d.wide, figure(d.png(), d.alt, d.caption, wide=d.wide)) for d in drawings]
+    blocks = [(wide, "".join(body for _, body in own)) for wide, own in itertools.groupby(parts, lambda p: p[0])]
+    return "".join(body if wide else f'<div class="pair">{body}</div>' for wide, body in blocks)
 
 
 def _counted(n: int, what: str) -> str:
