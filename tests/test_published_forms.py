@@ -16,7 +16,7 @@ from PIL import Image
 from published_runs import DENSITIES, ITERATIONS, SEEDS, Made, made
 
 from rgplug.cli import main
-from rgplug.report import page
+from rgplug.report.drawings import Drawing
 
 BATCH = 4
 FORWARD_G, FORWARD_D = 2 * 51456, 2 * 6960  # FLOPs of one image: the layers' multiply-accumulates, counted by hand
@@ -42,7 +42,7 @@ class Page:
 
     def __init__(self, out: Path, *arguments: str | Path):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(page, "_drawn", lambda draw: PIXEL)
+            patch.setattr(Drawing, "png", lambda _: PIXEL)
             assert main(["report", *map(str, arguments), "--out", str(out / "page.html")]) == 0
         self.html = (out / "page.html").read_text()
         self.markdown = (out / "table.md").read_text()

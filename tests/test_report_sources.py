@@ -15,7 +15,7 @@ from rgplug import RgplugError
 from rgplug.cli import main
 from rgplug.policy import Policy
 from rgplug.presets import PRESETS
-from rgplug.report import page
+from rgplug.report.drawings import Drawing
 from rgplug.report.naming import method_of, seed_of
 from rgplug.report.page import write_report
 from rgplug.report.pivot import Wanted, pivot_table, wanted_of
@@ -43,7 +43,7 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     target = io.BytesIO()
     Image.new("RGB", (1, 1)).save(target, "PNG")
-    monkeypatch.setattr(page, "_drawn", lambda draw: target.getvalue())
+    monkeypatch.setattr(Drawing, "png", lambda _: target.getvalue())
 
 
 # ----------------------------------------------------------------------------
