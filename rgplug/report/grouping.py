@@ -12,6 +12,7 @@ from rgplug.report.comparison import Method, Run
 from rgplug.report.run_keys import POLICY
 
 OWN = {"seed", "out", "outdir", "out_dir", "output", "output_dir", "logdir", "run_dir", "name", "desc", "gpu", "device"}
+ASIDE = {"snapshots", "log", "kernels"}  # keys of a policy that change nothing about a result
 DEFAULTS = policy_keys(Policy().to_dict())
 
 
@@ -44,8 +45,8 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
 
 
 def is_own(run: Run, key: str, value: object) -> bool:
-    """Whether a key differs from run to run whatever is trained: seeds, and options that name the run's folder."""
-    if key.replace("-", "_").lower() in OWN:
+    """Whether a key says nothing about what is trained: seeds, options that name the run's folder, what is logged."""
+    if key.replace("-", "_").lower() in OWN or key.partition(".")[0] in ASIDE:
         return True
     parts = PurePath(value).parts if isinstance(value, str) else ()
     inside = run.folder.resolve().parts
@@ -55,7 +56,7 @@ def is_own(run: Run, key: str, value: object) -> bool:
 def settings_of(run: Run) -> tuple[tuple[str, Any], ...]:
     """All keys of a run but its own, sorted, defaults filled in where it says any."""
     keys = run.result.keys
-    found = {**(DEFAULTS if keys else {}), **{k: v for k, v in keys.items() if not is_own(run, k, v)}}
+    found = {k: v for k, v in {**(DEFAULTS if keys else {}), **keys}.items() if not is_own(run, k, v)}
     return tuple(sorted(found.items()))
 
 

@@ -161,8 +161,8 @@ th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap; border-bo
 thead th { background: var(--head); white-space: normal; vertical-align: bottom; font-weight: 600; min-width: 4.5rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; font-weight: 600; }
-thead th.over { text-align: center; border-left: 1px solid var(--line); }
 thead tr:not(:first-child) th:first-child { position: static; text-align: right; }
+thead tr th.over, thead tr th.over:first-child { text-align: center; border-left: 1px solid var(--line); }
 tbody th:not(:first-child) { text-align: left; font-weight: 600; }
 thead th:first-child { background: var(--head); }
 figure { margin: 1rem 0; }

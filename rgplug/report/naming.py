@@ -11,7 +11,7 @@ from rgplug.run_setup import Setup
 
 UNKNOWN = "unknown"  # of a run of an earlier version, which left no setup.json
 SCALED = ("masks.density", "exploration.every", "exploration.end", "balance.every", "balance.end")  # any run's own
-OLD_SEED = 0
+OLD_SEED = 0  # where nothing says one
 
 
 def method_of(setup: Setup | None, presets: Mapping[str, Mapping[str, Any]]) -> str:

@@ -53,7 +53,7 @@ def pivot_table(c: Comparison, wanted: Wanted) -> Table:
         made.append(tuple(cells))
     heads = [Column(key, ()) for key in wanted.rows]
     notes = [*_explained(wanted, shown), *notes, *_other_densities(c, keys)]
-    what = ", ".join(_title(together) for together in shown)
+    what = "; ".join(_title(together) for together in shown)
     by = f"rows by {', '.join(wanted.rows)}" + (f", columns by {', '.join(wanted.columns)}" if wanted.columns else "")
     return Table(
         "asked", what, by, (*heads, *_columns(wanted, columns, shown)), tuple(made), tuple(notes), len(heads),

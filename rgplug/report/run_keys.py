@@ -105,9 +105,9 @@ def heading_of(key: str, value: Scalar) -> str:
 
 
 def _is_swept(c: Comparison, run: Run, key: str) -> bool:
-    """Whether other runs of the run's comparison were swept over a key, and this one was not."""
-    mark = f"@{key}="
-    return mark not in run.method and any(o.root == run.root and mark in o.method for o in c.runs)
+    """Whether other methods of the run's comparison were swept over a key, and its own was not."""
+    swept = {o.base for o in c.runs if o.root == run.root and f"@{key}=" in o.method}
+    return bool(swept) and run.base not in swept
 
 
 def _of_policy(run: Run, key: str) -> Scalar:

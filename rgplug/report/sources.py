@@ -7,15 +7,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rgplug import schema
 from rgplug.baselines.outcome import outcome_of
 from rgplug.baselines.records import records_of
 from rgplug.baselines.results import RESULTS, Result, results_and_notes, to_result
+from rgplug.baselines.run import SPEC
+from rgplug.checks import needed, word
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.presets import PRESETS
 from rgplug.report.naming import method_of, seed_of
-from rgplug.run_setup import SETUP, Setup
-from rgplug.sealed import Damaged
+from rgplug.run_setup import ADVICE, SETUP, Setup
+from rgplug.sealed import Damaged, read_json
+
+FROM_ANOTHER = (
+    "this run starts from weights or masks of another one, whose cost is not known, so its own is left out; give the "
+    "folder of the whole comparison once that has finished."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
     seen: set[Path] = set()
     names = _names(folders)
     for folder in folders:
-        below = [p for p in _with_runs(folder) if p.resolve() not in seen]
+        everything = list(_with_runs(folder))
+        below = [p for p in everything if p.resolve() not in seen]
         sources = []
         for path in below:
             seen.add(path.resolve())
@@ -47,7 +56,7 @@ def sources_of(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
                 sources.append(replace(source, given=names[folder]) if len(folders) > 1 else source)
         if not sources and below:
             raise RgplugError(f"{folder} holds no run that was evaluated yet; report when there is one")
-        if not sources:
+        if not everything:
             raise RgplugError(
                 f"{folder} has neither {RESULTS} nor {HISTORY}, and no folder below it has; give the folder that a "
                 "comparison or a training run wrote"
@@ -95,18 +104,30 @@ def _source(folder: Path, place: str) -> tuple[Source | None, list[str]]:
         return Source(folder, place, tuple(results)), notes
     if not is_within(folder / HISTORY, folder) or not records_of(folder):
         return None, ["this run holds no evaluation yet, and is left out here."]
-    return Source(folder, place, (single_run(folder),)), []
+    result = single_run(folder)
+    notes = [] if result.before["flops"] is not None else [FROM_ANOTHER]
+    return Source(folder, place, (result,)), notes
 
 
 def single_run(folder: Path) -> Result:
-    """The result of a run by itself: what its history and its setup say, under its policy's name. Raises RgplugError
-    for damaged files, and a run without any value."""
+    """The result of a run by itself: what its history and its setup say, under its policy's name, or under that of the
+    comparison that it is a part of. Raises RgplugError for damaged files, and a run without any value."""
     setup = Setup.read(folder) if is_within(folder / SETUP, folder) else None
     try:
-        name = method_of(setup, PRESETS)
-        found = outcome_of(folder, ".", name, seed_of(setup))
-        found["keys"]["method"] = name  # the policy's own key of that name is the family's
-        return to_result({**found, "before": {"real_images": 0, "flops": 0, "flops_proportional": 0},
-                          "seconds_before": 0, "rounds": []})  # fmt: skip
+        name, seed = method_of(setup, PRESETS), seed_of(setup)
+        if is_within(folder / SPEC, folder):  # of a comparison that has not collected its results yet
+            spec = read_json(folder / SPEC, ADVICE)
+            name, seed = word(spec, "method"), needed(spec, "seed", -(2**53))
+        found = outcome_of(folder, ".", name, seed)
+        known = None if setup is not None and _builds_on_another(setup) else 0
+        found["keys"]["method"] = name.partition("@")[0]  # the policy's own key of that name is the family's
+        before = {"real_images": known, "flops": known, "flops_proportional": known}
+        return to_result({**found, "before": before, "seconds_before": known, "rounds": []})
     except (RgplugError, Damaged) as error:
         raise RgplugError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+
+
+def _builds_on_another(setup: Setup) -> bool:
+    """Whether a run starts from weights, or trains under masks, that another run has left."""
+    policy = schema.leaves(setup.policy)
+    return bool(policy.get("start.weights") or policy.get("masks.file"))
