@@ -14,10 +14,10 @@ from common import MILD, RAMP, Host, linear, set_grad, sgd
 
 import rgplug
 from rgplug import history
-from rgplug.baselines.files import Damaged
 from rgplug.baselines.records import check_record
 from rgplug.errors import RgplugError
 from rgplug.history import Record
+from rgplug.sealed import Damaged
 
 
 def record(epoch: int = 1, **changes: Any) -> Record:
