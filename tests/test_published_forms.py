@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 from published_runs import DENSITIES, ITERATIONS, SEEDS, Made, made
+from report_runs import result, write_results
 
 from rgplug.cli import main
-from rgplug.report import page
+from rgplug.report.drawings import Drawing
 
 BATCH = 4
 FORWARD_G, FORWARD_D = 2 * 51456, 2 * 6960  # FLOPs of one image: the layers' multiply-accumulates, counted by hand
@@ -42,7 +45,7 @@ class Page:
 
     def __init__(self, out: Path, *arguments: str | Path):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(page, "_drawn", lambda draw: PIXEL)
+            patch.setattr(Drawing, "png", lambda _: PIXEL)
             assert main(["report", *map(str, arguments), "--out", str(out / "page.html")]) == 0
         self.html = (out / "page.html").read_text()
         self.markdown = (out / "table.md").read_text()
@@ -301,3 +304,32 @@ class Headings(HTMLParser):
         if self._spans is not None and not self._is_over:
             self.rows[-1].append((data, *self._spans))
             self._spans = None
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+COMMAND = re.compile(r"(?m)(?:^    |`)rgplug report ([^`\n]+?)(?:  +#.*)?(?:`|$)")
+PAGES = [(DOCS / f"{name}.md").read_text() for name in ("tables-and-figures", "protocols", "comparisons")]
+COMMANDS = [command for page in PAGES for command in COMMAND.findall(page)]
+
+
+def test_every_command_of_the_docs_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is understood, with keys and cells that there are; the folders are replaced by one with every key."""
+    keys = {"share": 1.0, "subset": 1000, "length": 12, "class.G": "Generator", "exploration.every": 5}
+    values = {name: {"at_best": 1.0, "best": 1.0, "final": 1.0} for name in ("fid", "is")}
+    assert len(COMMANDS) > 15
+    for number, command in enumerate(COMMANDS):
+        words = shlex.split(command)
+        options = [word for i, word in enumerate(words) if word.startswith("--") or (i and words[i - 1][:2] == "--")]
+        several = len(words) - len(options) > 1 or "*" in command
+        folders = [tmp_path / f"{number}" / name for name in ("a", "b")[: 1 + several]]
+        for seed, folder in enumerate(folders):
+            lines = [result(m, seed, 40.0, keys={**keys, "method": m}, metrics=values) for m in ("dense", "stu-gan")]
+            write_results(folder, [line | {"metric": "fid"} for line in lines])
+        replaced = [str(tmp_path / f"{number}.html") if w.endswith(".html") else w for w in options]
+        replaced = [str(tmp_path / "figures") if w == "figures" else w for w in replaced]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Drawing, "png", lambda _: PIXEL)
+            patch.setattr(Drawing, "write", lambda *_: [])
+            status = main(["report", *map(str, folders), *replaced])
+        said = capsys.readouterr().err
+        assert status == 0, (command, said)
