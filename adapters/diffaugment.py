@@ -3,203 +3,36 @@
     from rgplug.adapters import diffaugment
     diffaugment.install(policy="rg-gan.yaml")          # at module top level of train.py, after its imports
 
-DiffAugment-stylegan2-pytorch has StyleGAN2-ADA's training loop, and so its adapter. DiffAugment-biggan-cifar is here:
-
-  networks built      BigGAN.Generator and .Discriminator, which make their own optimizers: attached when D is there;
-                      the generator without an optimizer is the moving average
-  resume              utils.load_weights: the sidecar that lies beside the weights
-  run begins          utils.write_metadata, which knows the folders
-  saves, samples      utils.save_weights, train_fns.save_and_sample: the average wears G's live mask; sidecars
-  test                train_fns.test; the FID that it logs decides (utils.MetricsLogger.log)
-
-Epochs never advance under the host's multi-epoch sampler; an evaluation is what rgplug counts as one.
+DiffAugment-stylegan2-pytorch has StyleGAN2-ADA's training loop, and so its adapter (`stylegan2_ada`);
+DiffAugment-biggan-cifar has that of BigGAN-PyTorch, and so its adapter (`biggan`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from rgplug.adapters import stylegan2_ada
-from rgplug.adapters.hosting import Adapter, Host, Patches, importable
-from rgplug.adapters.run import Run
-from rgplug.errors import RgplugError
-from rgplug.policy import Policy
+from rgplug.adapters import biggan, stylegan2_ada
+from rgplug.adapters.hosting import Host, importable
 
 STYLEGAN2 = Host("DiffAugment-StyleGAN2", "0b63395")
 BIGGAN = Host("DiffAugment-BigGAN", "0b63395")
-_adapter = Adapter(BIGGAN)
 
 
 def install(policy: Any = "rg-gan", *, metric: str | None = None) -> None:
     """Train with rgplug from here on, in whichever of the two hosts this is.
 
-    policy: as for rgplug.attach. metric: what decides the phase; StyleGAN2: see stylegan2_ada.install; BigGAN: FID
-    (default) or IS_mean (then the policy says higher_is_better). Raises RgplugError where the code is neither host's.
+    policy: as for rgplug.attach. metric: what decides the phase; StyleGAN2: see stylegan2_ada.install; BigGAN: see
+    biggan.install. Raises RgplugError where the code is neither host's.
     """
     if importable("training") and importable("training.training_loop"):
         stylegan2_ada.install(policy, metric=metric, host=STYLEGAN2)
         return
-    if metric not in (None, "FID", "IS_mean"):
-        raise RgplugError(f"install(metric={metric!r}): DiffAugment-BigGAN measures FID and IS_mean; name one of them")
-    _adapter.install(policy, lambda patches, loaded: _hook(patches, loaded, metric or "FID"), metric=metric)
+    if metric in (None, *biggan.DECIDING) and not importable("BigGAN") and not importable("train_fns"):
+        raise BIGGAN.unknown("there is neither a module training.training_loop (StyleGAN2) nor BigGAN")
+    biggan.install(policy, metric=metric, host=BIGGAN)
 
 
 def uninstall() -> None:
     """Undo `install`."""
-    _adapter.uninstall()
+    biggan.uninstall()
     stylegan2_ada.uninstall()
-
-
-def _hook(patches: Patches, policy: Policy, metric: str) -> str:
-    if not importable("BigGAN") and not importable("train_fns"):
-        raise BIGGAN.unknown("there is neither a module training.training_loop (StyleGAN2) nor BigGAN")
-    model = BIGGAN.seam("BigGAN")
-    train_fns = BIGGAN.seam("train_fns")
-    utils = BIGGAN.seam("utils")
-    for path in (("BigGAN", "Generator", "__init__"), ("BigGAN", "Discriminator", "__init__")):
-        BIGGAN.seam(*path)
-    for name in ("save_and_sample", "test"):
-        BIGGAN.seam("train_fns", name)
-    for name in ("save_weights", "load_weights", "write_metadata", "join_strings", "MetricsLogger"):
-        BIGGAN.seam("utils", name)
-    BIGGAN.seam("utils", "MetricsLogger", "log")
-    session = _Session(policy)
-
-    def built(label: str) -> Any:
-        def make(original: Any) -> Any:
-            @functools.wraps(original)
-            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-                original(self, *args, **kwargs)
-                session.built(label, self, kwargs)
-
-            return __init__
-
-        return make
-
-    def metadata(original: Any) -> Any:
-        def write_metadata(logs_root: Any, experiment_name: str, *args: Any, **kwargs: Any) -> Any:
-            session.begin(Path(logs_root) / experiment_name)
-            return original(logs_root, experiment_name, *args, **kwargs)
-
-        return write_metadata
-
-    def masked(original: Any) -> Any:
-        def save_and_sample(*args: Any, **kwargs: Any) -> Any:
-            with session.run.masked_ema():
-                return original(*args, **kwargs)
-
-        return save_and_sample
-
-    def test(original: Any) -> Any:
-        def tested(*args: Any, **kwargs: Any) -> Any:
-            session.value = None
-            with session.run.masked_ema():
-                result = original(*args, **kwargs)
-                session.run.evaluated(session.value, metric if session.value is not None else None)
-            return result
-
-        return tested
-
-    def save(original: Any) -> Any:
-        def save_weights(
-            G: Any,
-            D: Any,
-            state_dict: Any,
-            weights_root: str,
-            experiment_name: str,
-            name_suffix: Any = None,
-            *rest: Any,
-        ) -> Any:
-            with session.run.masked_ema():
-                result = original(G, D, state_dict, weights_root, experiment_name, name_suffix, *rest)
-                session.run.write_sidecar(session.checkpoint(weights_root, experiment_name, name_suffix))
-            return result
-
-        return save_weights
-
-    def load(original: Any) -> Any:
-        def load_weights(
-            G: Any, D: Any, state_dict: Any, weights_root: str, experiment_name: str, name_suffix: Any = None,
-            *rest: Any, **kwargs: Any,
-        ) -> Any:  # fmt: skip
-            result = original(G, D, state_dict, weights_root, experiment_name, name_suffix, *rest, **kwargs)
-            if G is session.run.networks.get("G"):
-                session.resume(session.checkpoint(weights_root, experiment_name, name_suffix))
-            return result
-
-        return load_weights
-
-    def log(original: Any) -> Any:
-        def logged(self: Any, record: Any = None, **kwargs: Any) -> Any:
-            if metric in kwargs:
-                session.value = float(kwargs[metric])
-                kwargs.update({f"rgplug_{k}": v for k, v in session.run.numbers().items()})
-            return original(self, record, **kwargs)
-
-        return logged
-
-    patches.wrap(model.Generator, "__init__", built("G"))
-    patches.wrap(model.Discriminator, "__init__", built("D"))
-    patches.wrap(utils, "write_metadata", metadata)
-    patches.wrap(utils, "save_weights", save)
-    patches.wrap(utils, "load_weights", load)
-    patches.wrap(utils.MetricsLogger, "log", log)
-    patches.wrap(train_fns, "save_and_sample", masked)
-    patches.wrap(train_fns, "test", test)
-    return "networks, resume, saves, samples, test"
-
-
-class _Session:
-    """The run of the host's train.py in this process."""
-
-    def __init__(self, policy: Policy):
-        self.run = Run(policy)
-        self.value: float | None = None
-
-    def built(self, label: str, network: Any, config: dict[str, Any]) -> None:
-        run = self.run
-        if label == "G" and (config.get("no_optim") or run.rg is not None):
-            if run.rg is not None:
-                run.averages_of(network)
-            return
-        if run.policy.batch_size is None and "batch_size" in config:
-            run.policy = dataclasses.replace(run.policy, batch_size=_images_per_step(config))
-        run.network(label, network)
-
-    def begin(self, folder: Path) -> None:
-        if self.run.rg is None:
-            raise BIGGAN.unknown("no Generator and Discriminator were built before the run began")
-        self.run.in_folder(folder)
-        G: Any = self.run.networks["G"]
-        on = {"device": next(G.parameters()).device}
-        label = torch.zeros(1, dtype=torch.long, **on)
-        size = int(G.resolution)
-        self.run.count_flops(
-            lambda: (torch.zeros(1, int(G.dim_z), **on), G.shared(label)),
-            lambda: (torch.zeros(1, 3, size, size, **on), label),
-        )
-
-    def resume(self, checkpoint: Path) -> None:
-        if self.run.resume(checkpoint):
-            self.run.controller.resume_phase()
-            self.run.resume_ema()
-
-    @staticmethod
-    def checkpoint(weights_root: str, experiment_name: str, suffix: str | None) -> Path:
-        """The host's checkpoint is a set of files (G.pth, D.pth, ...); the sidecar is rgplug[_suffix] among them."""
-        return Path(weights_root) / experiment_name / ("_".join(filter(None, ["rgplug", suffix])) + ".pth")
-
-
-def _images_per_step(config: dict[str, Any]) -> dict[str, int]:
-    """Images per optimizer step, gradient accumulation included."""
-    batch = int(config["batch_size"])
-    fakes = max(int(config.get("G_batch_size") or 0), batch)
-    return {
-        "G": fakes * int(config.get("num_G_accumulations") or 1),
-        "D": batch * int(config.get("num_D_accumulations") or 1),
-    }

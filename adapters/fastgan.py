@@ -9,6 +9,8 @@ train.py imports its helpers by name, so the names in train.py are what is wrapp
                       list, Adam, --ckpt and DataParallel
   get_dir(args)       the run folder, the training images, the batch size
   copy_G_params       its first result is the moving average, a list in the order of G's parameters
+  zip(..., average)   the host's update of the average: under a method with a sparse moving average (STU-GAN) managed
+                      weights come out as its Eq. 5 has them
   load_params         the average swapped into G for images and saves: wears G's live mask there
   torch.save          all_N.pth: the average in it wears the mask; a sidecar beside it (models/N.pth holds G_ema alone)
   torch.load          --ckpt: the sidecar, and what the mask hid of the average
@@ -23,17 +25,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rgplug.adapters.hosting import Adapter, Host, Patches
 from rgplug.adapters.run import Run
 from rgplug.errors import RgplugError
-from rgplug.policy import MetricPolicy, Policy
+from rgplug.policy import SEED, MetricPolicy, Policy
 
 HOST = Host("FastGAN", "1a848e5")
 _adapter = Adapter(HOST)
@@ -45,6 +50,9 @@ def install(policy: Any = "rg-gan", *, every: int | None = None) -> None:
     policy: as for rgplug.attach; without `metric`, the training folder is what the generator is compared with. every:
     iterations between two evaluations; default ten times the host's --save_interval, which is when it draws images.
     Raises RgplugError where the code is not the host's.
+
+    The host has no option for a seed. In a run of a comparison (environment variable RGPLUG_SEED) everything random is
+    seeded here, and so is the order of its images, which it draws anew by the clock in each epoch otherwise.
     """
     if every is not None and every < 1:
         raise RgplugError(f"install(every={every}) has to be a number of iterations, 1 or more")
@@ -69,6 +77,10 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
     if not callable(script.get("tqdm")):
         raise HOST.unknown("train.py has no tqdm around its iterations")
     session = _Session(policy, every)
+    seed = os.environ.get(SEED)
+    if seed is not None:
+        HOST.seam("operation", "InfiniteSampler")
+        patches.wrap(operation, "InfiniteSampler", lambda original: _seeded(int(seed)))
 
     def built(label: str) -> Callable[[Any], Any]:
         def make(original: Any) -> Any:
@@ -109,6 +121,14 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
 
         return load_params
 
+    def pairs(original: Any) -> Any:
+        def zipped(*iterables: Any, **kwargs: Any) -> Any:
+            made = original(*iterables, **kwargs)
+            updates = len(iterables) == 2 and iterables[1] is session.average
+            return session.averaged(made) if updates else made
+
+        return zipped
+
     def save(original: Any) -> Any:
         def saved(what: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_checkpoint(what) or what["g_ema"] is not session.average:
@@ -142,6 +162,7 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
         patches.wrap(owner, "get_dir", folder)
         patches.wrap(owner, "copy_G_params", copies)
         patches.wrap(owner, "load_params", loads)
+    patches.shadow(script, "zip", pairs)
     patches.wrap(script, "tqdm", progress)
     patches.wrap(torch, "save", save)
     patches.wrap(torch, "load", load)
@@ -150,6 +171,20 @@ def _hook(patches: Patches, policy: Policy, every: int | None, script: dict[str,
 
 def _is_checkpoint(what: Any) -> bool:
     return isinstance(what, dict) and {"g", "d", "g_ema", "opt_g", "opt_d"} <= set(what)
+
+
+def _seeded(seed: int) -> Callable[[int], Iterator[int]]:
+    """Seeds everything random, and gives an order of images that goes through all of them, epoch by epoch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+    def orders(images: int) -> Iterator[int]:
+        generator = np.random.default_rng(abs(seed))
+        while True:
+            yield from generator.permutation(images).tolist()
+
+    return orders
 
 
 class _Session:
@@ -191,6 +226,11 @@ class _Session:
         self.average = average
         self.run.averages(lambda: average)
 
+    def averaged(self, pairs: Iterable[Any]) -> Iterator[Any]:
+        """The pairs of G's parameters and their averages, which the host's loop over them updates."""
+        with self.run.averaging():
+            yield from pairs
+
     def iterations(self, bar: Iterable[int]) -> Iterator[int]:
         """The host's iterations, with an evaluation after every `every`-th."""
         run, size = self.run, self.image_size
@@ -211,9 +251,9 @@ class _Session:
     def _evaluate(self) -> None:
         run = self.run
         if run.policy.metric is None:
-            run.evaluated(None)
+            run.evaluated({})
         else:
-            run.evaluated(None, ema=self.average, sample_fn=self._sample)
+            run.evaluated({}, ema=self.average, sample_fn=self._sample)
 
     def _sample(self, n: int) -> Tensor:
         """Images of the network as the host draws them: in training mode (its batch norms use the batch)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import importlib
 import importlib.util
@@ -13,6 +14,19 @@ from typing import Any
 from rgplug.adapters.run import say
 from rgplug.errors import RgplugError
 from rgplug.policy import Policy, from_environment
+
+_ABSENT = object()
+
+
+class Instead:
+    """A module with some of its names replaced, to be put in its place in one importer's namespace only."""
+
+    def __init__(self, module: Any, **names: Any):
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class Patches:
@@ -27,13 +41,23 @@ class Patches:
         self._set(owner, name, make(original))
         self._made.append((owner, name, original))
 
+    def shadow(self, namespace: dict[str, Any], name: str, make: Callable[[Any], Any]) -> None:
+        """A built-in function becomes make(original) for the code of one module, whose globals `namespace` is."""
+        if name in namespace:
+            self.wrap(namespace, name, make)
+            return
+        self._set(namespace, name, make(getattr(builtins, name)))
+        self._made.append((namespace, name, _ABSENT))
+
     def undo(self) -> None:
         while self._made:
             self._set(*self._made.pop())
 
     @staticmethod
     def _set(owner: Any, name: str, value: Any) -> None:
-        if isinstance(owner, dict):
+        if value is _ABSENT:
+            owner.pop(name, None)
+        elif isinstance(owner, dict):
             owner[name] = value
         else:
             setattr(owner, name, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 import rgplug
 from rgplug import state
+from rgplug.adapters.sparse_average import sparse_update
 from rgplug.controller import Controller
 from rgplug.copies import Hidden, show_hidden
 from rgplug.errors import RgplugError
@@ -44,6 +45,8 @@ class Run:
         self.networks: dict[str, nn.Module] = {}
         self.rg: Controller | None = None
         self._average: Callable[[], Any] = _none
+        self._averaged = False  # an update of the average by the host was seen
+        self._said = False  # that the average is an ordinary one
         self._masked: ExitStack | None = None  # while the average is masked
         self._hidden: Hidden = {}  # by the mask on the average
         self._resumed_ema: Hidden = {}  # of the saved average
@@ -93,6 +96,18 @@ class Run:
 
     def averages_of(self, module: nn.Module) -> None:
         self.averages(lambda: module)
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Around the host's own update of the moving average. Under a method with a sparse average (`rg.sema`) managed
+        weights come out as STU-GAN's Eq. 5 has them, under any other as the host computes them."""
+        net, average = None if self.rg is None else self.generator, self._average()
+        self._averaged = True
+        if net is None or average is None or not self.controller.sema:
+            yield
+            return
+        with sparse_update(average, net):
+            yield
 
     def meet_target(self) -> None:
         """Masks are what they will be at the evaluation: what is drawn, saved and measured is one generator."""
@@ -177,13 +192,18 @@ class Run:
         except (AttributeError, TypeError, RgplugError) as error:
             say(f"training FLOPs are not counted: {error}")
 
-    def evaluated(self, metric: float | None, name: str | None = None, **how: Any) -> Record:
+    def evaluated(self, values: Mapping[str, float], decides: str | None = None, **how: Any) -> Record:
         """The host has measured: decide, and add the decision to the sidecars that were written before it.
+
+        values: all that it measured, by name; empty where it measured nothing. decides: the name of the value that
+        decides the phase, by default the first.
 
         Those keep the masks and dormant values that belong to the weights in their checkpoint; `resume_phase` goes on
         from there.
         """
-        record = self.controller.end_epoch(metric, metric_name=name, **how)
+        self._check_average()
+        first = {} if decides is None else {decides: values[decides]}
+        record = self.controller.end_epoch({**first, **values} or None, **how)
         say(str(record))
         if self._waiting:
             now = {k: v for k, v in self.controller.state_dict().items() if k != "networks"}
@@ -193,6 +213,18 @@ class Run:
                     state.save(path, {**held, **now})
             self._waiting.clear()
         return record
+
+    def _check_average(self) -> None:
+        """A method with a sparse moving average, and a host that updates its average where no seam is: say so once."""
+        net = self.generator
+        if self._averaged or self._said or not self.controller.sema or net is None or not net.iteration:
+            return
+        if self._average() is not None:
+            self._said = True
+            say(
+                "the moving average is the host's ordinary one, not STU-GAN's (Eq. 5): its update was not found where "
+                "the adapter looks for it"
+            )
 
     def numbers(self, record: Record | None = None) -> dict[str, float]:
         """For the host's own logs: densities and phase, at an evaluation those of the networks that were measured and

@@ -8,6 +8,8 @@ Where rgplug comes in, by the steps of the host's training_loop():
   networks built      dnnlib.util.construct_class_by_name: attached when D is there, before G_ema, --resume, DDP, Adam
   loss built          the host has resumed and made the ranks equal: so are masks and thresholds
   reg phases          steps on the same optimizer, no iterations of their own (loss.accumulate_gradients names them)
+  G_ema updated       torch.autograd.profiler.record_function('Gema') is around it: under a method with a sparse moving
+                      average (STU-GAN) managed weights come out as its Eq. 5 has them
   a tick begins       training_stats.report0('Progress/tick'): G_ema wears G's live mask while it is drawn, saved and
                       evaluated, so that the snapshot draws the pictures that were measured
   snapshot            pickle.dump: a sidecar beside it
@@ -20,13 +22,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from types import SimpleNamespace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from rgplug.adapters.hosting import Adapter, Host, Patches
+from rgplug.adapters.hosting import Adapter, Host, Instead, Patches
 from rgplug.adapters.run import Run, say
 from rgplug.errors import RgplugError
 from rgplug.policy import Policy
@@ -62,7 +65,13 @@ def _hook(patches: Patches, policy: Policy, metric: str | None, host: Host) -> s
         if not hasattr(owner, name):
             raise host.unknown(f"{owner.__name__} has no {name}")
     host.seam("metrics.metric_main", "calc_metric")
-    for name, known in (("copy", copy), ("pickle", pickle), ("metric_main", metric_main), ("training_stats", stats)):
+    for name, known in (
+        ("copy", copy),
+        ("pickle", pickle),
+        ("torch", torch),
+        ("metric_main", metric_main),
+        ("training_stats", stats),
+    ):
         if getattr(loop, name, None) is not known:
             raise host.unknown(f"training.training_loop does not import {name}")
     current: list[_Loop] = []  # the loop that runs in this process
@@ -110,7 +119,7 @@ def _hook(patches: Patches, policy: Policy, metric: str | None, host: Host) -> s
                 current[-1].copied(x, made)
             return made
 
-        return SimpleNamespace(**{**vars(module), "deepcopy": copied})
+        return Instead(module, deepcopy=copied)
 
     def dump(module: Any) -> Any:
         def dumped(what: Any, file: Any, *args: Any, **kwargs: Any) -> None:
@@ -119,7 +128,15 @@ def _hook(patches: Patches, policy: Policy, metric: str | None, host: Host) -> s
                 file.flush()
                 current[-1].run.write_sidecar(file.name)
 
-        return SimpleNamespace(**{**vars(module), "dump": dumped})
+        return Instead(module, dump=dumped)
+
+    def profiled(module: Any) -> Any:
+        def record_function(name: str, *args: Any) -> Any:
+            made = module.autograd.profiler.record_function(name, *args)
+            return _inside(made, current[-1].run.averaging()) if current and name == "Gema" else made
+
+        profiler = Instead(module.autograd.profiler, record_function=record_function)
+        return Instead(module, autograd=Instead(module.autograd, profiler=profiler))
 
     patches.wrap(loop, "training_loop", training_loop)
     patches.wrap(util, "construct_class_by_name", construct)
@@ -127,7 +144,14 @@ def _hook(patches: Patches, policy: Policy, metric: str | None, host: Host) -> s
     patches.wrap(metric_main, "calc_metric", calc)
     patches.wrap(loop, "copy", deepcopy)  # the module's own names only: nobody else's deepcopy or dump changes
     patches.wrap(loop, "pickle", dump)
+    patches.wrap(loop, "torch", profiled)
     return "networks, loss phases, metrics, snapshots, statistics"
+
+
+@contextmanager
+def _inside(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[Any]:
+    with outer as given, inner:
+        yield given
 
 
 class _Loop:
@@ -148,7 +172,8 @@ class _Loop:
         self.run.in_folder(arguments["run_dir"])
         self.host_measures = bool(metrics)
         self.G_ema: nn.Module | None = None
-        self.value: tuple[float, str] | None = None  # what decides at this tick
+        self.values: dict[str, float] = {}  # all that the host measured at this tick, by name
+        self.decides: str | None = None  # the name of the one that decides
         self.seen: list[str] = []  # names of the host's metrics and of their values
         self.in_tick = False
         self.snapshot = False  # this tick took a snapshot, on every rank
@@ -206,33 +231,33 @@ class _Loop:
             self.snapshot = True
 
     def measured(self, result: Any) -> None:
-        """Any of the host's metrics; the one that decides is kept."""
-        results = dict(result["results"])
+        """Any of the host's metrics; the record of this tick has all of their values."""
+        results = {name: float(value) for name, value in dict(result["results"]).items()}
         self.seen += [result["metric"], *results]
-        if self.in_tick and self.value is None:
-            wanted = self.metric
-            if wanted is None or wanted == result["metric"]:
-                name = next(iter(results))
-                self.value = (float(results[name]), name)
-            elif wanted in results:
-                self.value = (float(results[wanted]), wanted)
+        if not self.in_tick:
+            return
+        self.values.update(results)
+        if self.decides is None:
+            if self.metric in (None, result["metric"]):
+                self.decides = next(iter(results))
+            elif self.metric in results:
+                self.decides = self.metric
 
     def reported(self, name: str, report0: Any) -> None:
         if name == "Progress/tick":
-            self.in_tick, self.snapshot, self.value = True, False, None
+            self.in_tick, self.snapshot, self.values, self.decides = True, False, {}, None
             self.run.mask_ema()
         elif self.in_tick and name.startswith("Timing/") and name[7:] in _PHASES:
             self.in_tick = False
             record = None
             if self.snapshot:
-                if self.metric is not None and self.value is None:
+                if self.metric is not None and self.decides is None:
                     raise RgplugError(
                         f"install(metric={self.metric!r}) names nothing that the host measured; name one of "
                         f"{', '.join(dict.fromkeys(self.seen))}"
                     )
-                value, metric = self.value if self.value is not None else (None, None)
                 own = {} if self.host_measures else {"ema": self.G_ema}
-                record = self.run.evaluated(value, metric, **own)
+                record = self.run.evaluated(self.values, self.decides, **own)
             self.run.unmask_ema()
             for key, number in self.run.numbers(record).items():
                 report0(f"rgplug/{key}", number)

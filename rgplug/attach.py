@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rgplug.balance_meter import BalanceMeter
 from rgplug.controller import Controller, attached_networks
 from rgplug.empty_filters import Probe
 from rgplug.errors import RgplugError
+from rgplug.filter_scores import FilterScores
 from rgplug.granularity import divide
 from rgplug.masking import ROUNDED, MaskedWeight
 from rgplug.methods import Method
@@ -57,6 +59,7 @@ def attach(
     for label, module in modules.items():
         rules = policy.networks.get(label, NetworkPolicy())
         if rules is not None:
+            rules = replace(rules, vectors=rules.vectors or policy.removes_channels(label))
             candidates[label] = select.select(module, rules, label)
     if not candidates:
         raise RgplugError("the policy leaves every network out (networks: null); nothing is left to attach to")
@@ -126,7 +129,8 @@ def _network(
     untried = probe.mark(label, candidates) if prunes else ""
     # a dense run that leaves snapshots says in them what the rounds of tickets after it prune as a whole
     matters = prunes or policy.snapshots is not None
-    units, fixed = divide(policy.granularity_of(label) if matters else "weight", label, candidates, modules)
+    granularity = policy.granularity_of(label) if matters else "weight"
+    units, fixed = divide(granularity, label, candidates, modules, policy.removes_channels(label))
     if prunes:
         for c in candidates:
             c.reason = c.reason or fixed.get(c.name, "")
@@ -142,7 +146,18 @@ def _network(
     units.bind(weights)
     net = Network(label, modules[label], weights, policy, method)
     net.untried = untried
+    if policy.snapshots is not None and policy.snapshots.scores:
+        filters = units if granularity == "filter" else _filters(label, candidates, modules)
+        net.scores = FilterScores(label, filters, policy.snapshots.scores)
     return net
+
+
+def _filters(label: str, candidates: list[select.Candidate], modules: Mapping[str, nn.Module]) -> Units:
+    """Whole filters, in a run of another granularity: a dense one that tickets of several granularities build on."""
+    try:
+        return divide("filter", label, candidates, modules)[0]
+    except RgplugError as error:
+        raise RgplugError(f"policy.snapshots.scores cannot be had for the filters of {label}: {error}") from error
 
 
 def _prunes(policy: Policy, label: str) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(given[:rest])
     args.rest = given[rest + 1 :]
     try:
-        args.run(args)
+        with _ended_like_ctrl_c():
+            args.run(args)
     except RgplugError as error:
         print(f"rgplug: {error}", file=sys.stderr)
         return 2
@@ -30,6 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rgplug: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM (a batch system's, kill) ends this process as Ctrl-C does: a command that it runs is ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,14 +95,22 @@ def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="train a host under several methods and seeds, under the same evaluation",
-        description="HOST defines host(argv) -> (build, train), with argv what follows --, or build() -> (G, D) and "
-        "train(build, attach, seed, run_dir). Finished runs are not run again.",
+        usage="rgplug compare --methods NAMES [OPTIONS] -- COMMAND ...\n"
+        "       rgplug compare --methods NAMES --host FILE [OPTIONS] [-- ARGUMENTS ...]",
+        description="COMMAND trains a script with rgplug's two lines in it; {out} and {seed} in it become each run's "
+        "folder and seed, and {round} that of tickets. Or HOST defines host(argv) -> (build, train), with argv what "
+        "follows --, or build() -> (G, D) and train(build, attach, seed, run_dir). Finished runs are not run again; "
+        "several processes may work in one folder.",
         epilog="Methods: " + ", ".join(METHODS),
     )
     add = compare.add_argument
-    add("--host", required=True, help="Python file of the host, e.g. examples/sngan.py")
-    add("--methods", required=True, help="names, separated by commas")
+    add("--host", help="Python file of a host that is functions, e.g. examples/sngan.py")
+    add("--methods", default="", help="names, separated by commas")
     add("--seeds", type=int, default=1, help="how many [%(default)s]")
+    add(
+        "--only", action="append", default=[], metavar="METHOD:SEED", help="make this run, and what it builds on, alone"
+    )
+    add("--status", action="store_true", help="print what is done, running, failed or broken off, and run nothing")
     add("--out", type=Path, default=Path("runs/comparison"), help="folder of the comparison [%(default)s]")
     add("--policy", help="preset or YAML with keys common to all methods: metric, batch_size, networks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="one such key, e.g. metric.real=FOLDER")
@@ -88,7 +118,20 @@ def _add_compare(commands: Any) -> None:
     add("--length", type=int, help="iterations of G in a run, to which schedules are scaled [published]")
     add("--n-critic", type=int, default=1, help="steps of D per iteration of G, for the schedules [%(default)s]")
     add("--rounds", type=int, default=10, help="of tickets, after the dense one [%(default)s]")
-    add("--ratio", type=float, default=0.2, help="of the remaining weights that a round prunes [%(default)s]")
+    add(
+        "--ratio",
+        default="0.2",
+        help="of the remaining weights that a round prunes; 'density': so that the last round has the density that is "
+        "asked for [%(default)s]",
+    )
+    add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="a sweep: key of a policy, density.G, {KEY}")
+    add(
+        "--checkpoint",
+        default="",
+        metavar="GLOB",
+        help="below {out}: files that a broken run of COMMAND can go on from",
+    )
+    add("--resume", default="", metavar="WORDS", help="added to COMMAND then, e.g. '--ckpt {checkpoint}'")
     add("--early", type=int, help="iteration of G that tickets-early rewinds to [5 %% of the length]")
     add("--jobs", type=int, default=1, help="processes [%(default)s]")
     compare.set_defaults(run=_compare)
@@ -99,8 +142,9 @@ def _add_tickets(commands: Any) -> None:
         "tickets",
         help="iterative magnitude pruning over a host's own command line, round by round",
         usage="rgplug tickets [OPTIONS] -- COMMAND ...",
-        description="COMMAND trains a script with rgplug's two lines in it. {out} and {round} in it become the round's "
-        "folder and number. Finished rounds are not run again.",
+        description="The short way to `rgplug compare --methods tickets -- COMMAND`. COMMAND trains a script with "
+        "rgplug's two lines in it; {out}, {seed} and {round} in it become the round's folder, seed and number. "
+        "Finished rounds are not run again.",
     )
     add = tickets.add_argument
     add("--rounds", type=int, default=10, help="after the dense one [%(default)s]")
@@ -108,6 +152,7 @@ def _add_tickets(commands: Any) -> None:
     add("--rewind", choices=("init", "early", "none"), default="init", help="where a round starts from [%(default)s]")
     add("--early", type=int, help="iterations of G after which --rewind early keeps the weights")
     add("--networks", default="G,D", help="which are pruned [%(default)s]")
+    add("--seed", type=int, default=0, help="for {seed} in the command [%(default)s]")
     add("--out", type=Path, default=Path("runs/tickets"), help="folder of the rounds [%(default)s]")
     tickets.set_defaults(run=_tickets)
 
@@ -139,28 +184,67 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from rgplug.baselines.compare import run
-    from rgplug.baselines.host import HostFile
+    from rgplug.baselines.compare import plan, run
     from rgplug.baselines.methods import Scale
+    from rgplug.baselines.status import status_of, table
 
     common: dict[str, Any] = {} if args.policy is None else {"base": args.policy}
     for text in args.set:
-        common = schema.merge(common, schema.resolve(dict([_pair(text)]), {}))
+        common = schema.merge(common, schema.resolve(dict([_pair(text, "--set", "metric.real=FOLDER")]), {}))
     scale = Scale(_density(args.density), args.length, args.n_critic)
     methods = [name.strip() for name in args.methods.split(",") if name.strip()]
-    host = HostFile(str(Path(args.host).resolve()), tuple(args.rest))
-    results = run(methods, host, args.out, args.seeds, common, scale, args.rounds, args.ratio, args.early, args.jobs)
-    for r in results:
+    methods = methods or list(dict.fromkeys(name.rpartition(":")[0].partition("@")[0] for name in args.only))
+    grid = dict(_values(text) for text in args.grid)
+    ratio: Any = args.ratio if args.ratio == "density" else _number(args.ratio, "--ratio")
+    if args.status and not methods:
+        print(table(status_of(args.out)))
+        return
+    if not methods:
+        raise RgplugError("compare needs --methods, e.g. --methods dense,rg-gan,stu-gan")
+    asked: Any = (args.seeds, common, scale, args.rounds, ratio, args.early, args.jobs, grid, args.only or None)
+    if args.status:
+        print(table(status_of(args.out, plan(methods, _host(args), args.out.resolve(), *asked))))
+        return
+    for r in run(methods, _host(args), args.out, *asked):
         best = "diverged" if r.best is None else f"{r.metric or 'metric'} {r.best:.3f} at epoch {r.best_epoch}"
         print(f"{r.method} seed {r.seed}: {best}, density {' '.join(f'{k} {v:.3f}' for k, v in r.density.items())}")
     print(f"results in {args.out}; `rgplug report {args.out}` makes tables and figures")
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _host(args: argparse.Namespace) -> Any:
+    """What is trained: a file of functions, or the command after --."""
+    from rgplug.baselines.command import Command
+    from rgplug.baselines.host import HostFile
+
+    if args.host is not None:
+        if args.checkpoint or args.resume:
+            raise RgplugError(
+                "--checkpoint and --resume are of a command; a host of functions finds its own in run_dir"
+            )
+        return HostFile(str(Path(args.host).resolve()), tuple(args.rest))
+    return Command(tuple(args.rest), checkpoint=args.checkpoint, resume=tuple(shlex.split(args.resume)))
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise RgplugError(f"--set {text!r} has no value; write KEY=VALUE, e.g. --set metric.real=FOLDER")
-    return key, reading.parse(value, f"the value of --set {text!r}")
+        raise RgplugError(f"{option} {text!r} has no value; write KEY=VALUE, e.g. {option} {example}")
+    return key, reading.parse(value, f"the value of {option} {text!r}")
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    """KEY=V1,V2: each value as a policy would read it."""
+    key, equals, values = text.partition("=")
+    if not equals or not all(value.strip() for value in values.split(",")):
+        raise RgplugError(f"--grid {text!r} has no values; write KEY=V1,V2, e.g. --grid density.G=0.1,0.2")
+    return key.strip(), [reading.parse(value.strip(), f"a value of --grid {text!r}") for value in values.split(",")]
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RgplugError(f"{option} is {text!r}; give a number, e.g. {option} 0.2, or 'density'") from None
 
 
 def _density(text: str | None) -> float | dict[str, float] | None:
@@ -183,6 +267,7 @@ def _tickets(args: argparse.Namespace) -> None:
         rewind=args.rewind,
         early=args.early,
         networks=[name.strip() for name in args.networks.split(",")],
+        seed=args.seed,
     )
 
 

@@ -84,6 +84,11 @@ def reads(method: str, key: str) -> bool:
     return method in READ_BY.get(key.partition(".")[0], (method,))
 
 
+def is_common(key: str) -> bool:
+    """Whether a key (dotted) says something about the host or the run, whatever the method."""
+    return key.partition(".")[0] not in {*READ_BY, "method", "granularity"}
+
+
 def readable(keys: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The groups of keys that a method reads. `regeneration` stays: every method has it, most of them turned off."""
     return {k: v for k, v in keys.items() if k == "regeneration" or reads(method, k)}

@@ -47,7 +47,7 @@ class FirstSteps(Observer):
     def _check_loaded(self, label: str) -> None:
         """Say it when weights come from a sparse run and the masks do not. Reads the device, at a first step only."""
         net, masks = self._networks[label], self._policy.masks
-        follows = self._policy.method == "sparse" and masks.file is None and masks.criterion == "magnitude"
+        follows = self._policy.method == "sparse" and masks.file is None and masks.criterion != "random"
         if not net.method.prunes or not net.sparse or self._policy.start is not None or follows:
             return  # masks are drawn from the weights that were loaded, or the policy says where they come from
         if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rgplug.channels import FilterChannels, filter_channels
+from rgplug.channels.trace import plain_name
+from rgplug.coupling import Coupling, parameters
 from rgplug.errors import RgplugError
 from rgplug.layout import FilterLayout
 from rgplug.metrics.sampling import example_inputs, further_arguments
@@ -20,17 +23,21 @@ NORMED = "each of its filters is divided by the filter's own norm, so none can b
 
 
 def divide(
-    granularity: Granularity, label: str, candidates: list[Candidate], modules: Mapping[str, nn.Module]
+    granularity: Granularity,
+    label: str,
+    candidates: list[Candidate],
+    modules: Mapping[str, nn.Module],
+    columns: bool = False,  # whether input columns are pruned too: of weights whose filters have to stay as well
 ) -> tuple[Units, dict[str, str]]:
     """The units of a network's managed weights, and why some of these cannot be managed under the granularity.
 
     For `filter` the network is run once, to see which filters are tied; filters that are divided by their own norms
-    stay. Raises RgplugError for weights that have no
-    such units, and for a network that cannot be traced.
+    stay. Raises RgplugError for weights that have no such units, and for a network that cannot be traced.
     """
     managed = {c.name: c for c in candidates if not c.reason}
     fixed: dict[str, str] = {}
-    of = None
+    of, coupling = None, None
+    readers: dict[str, Tensor] = {}
     if granularity == "filter":
         layouts = {name: layout for name, c in managed.items() if (layout := c.layout) is not None}
         channels = _channels(label, modules, layouts)
@@ -38,6 +45,10 @@ def divide(
         fixed = {name: why for name, why in fixed.items() if name not in channels.of}
         fixed |= {name: NORMED for name, c in managed.items() if _is_normed(c)}
         of = {name: channels.of[name] for name in managed if name not in fixed}
+        readers = _readers(managed, fixed, channels) if columns and of else {}
+        fixed = {name: why for name, why in fixed.items() if name not in readers}
+        of |= readers
+        coupling = Coupling(channels.coupled, parameters(unwrap(modules[label])))
         managed = {name: c for name, c in managed.items() if name not in fixed}
         if not managed:
             name, why = next(iter(fixed.items()))
@@ -48,7 +59,21 @@ def divide(
     elif granularity in ("kernel", "2:4"):
         _check_inputs(granularity, label, managed)
     parts = {name: Geometry(c.layout, c.inputs, c.norm_dims) for name, c in managed.items() if c.layout is not None}
-    return Units(granularity, parts, of), fixed
+    return Units(granularity, parts, of, coupling, frozenset(readers)), fixed
+
+
+def _readers(managed: Mapping[str, Candidate], fixed: Mapping[str, str], channels: FilterChannels) -> dict[str, Tensor]:
+    """Weights that read channels, and whose filters have to stay: each filter as a channel of its own, of new numbers
+    (below 0). Not those that are divided by norms of their own."""
+    reading = {axis.name for axis in channels.coupled if axis.role == "in"}
+    found: dict[str, Tensor] = {}
+    number = 0
+    for name in fixed:
+        layout = managed[name].layout
+        if plain_name(name) in reading and layout is not None and not _is_normed(managed[name]):
+            found[name] = torch.arange(-number - layout.filters, -number)
+            number += layout.filters
+    return found
 
 
 def _channels(label: str, modules: Mapping[str, nn.Module], layouts: Mapping[str, FilterLayout]) -> FilterChannels:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rgplug import expected, fused, kernels
 from rgplug.counts import Counts
 from rgplug.errors import RgplugError
+from rgplug.filter_scores import FilterScores
 from rgplug.fingerprint import fingerprint
 from rgplug.gradients import Change
 from rgplug.host_loss import HostLoss
@@ -46,11 +47,13 @@ class Network:
         self.iteration = 0
         self.counts = Counts(weights)
         self.kernels = policy.kernels
+        self.scores: FilterScores | None = None  # of its filters, that the policy wants in snapshots
         self.untried = ""  # why the network was not run with empty filters at attach
         self._met = False  # the target density was met, and nothing has changed since
         self._not_reset: set[str] = set()  # entries of optimizer states that were warned of
         frozen = [w for w in weights if not w.param.requires_grad]
-        if len(frozen) == len(weights):  # a training script that switches gradients on for each phase, perhaps
+        # a training script that switches gradients on for each phase, perhaps; or masks are drawn from the first ones
+        if len(frozen) == len(weights) or method.needs_gradients:
             for w in weights:
                 w.waits = True
         if method.prunes:
@@ -83,6 +86,9 @@ class Network:
         grad_scale: factor that is still in the gradients (fused optimizers unscale in the kernel). early: called by the
         training script, which may yet add to the gradients or clip them before it steps.
         """
+        weights = list(weights)
+        if (early or grad_scale is not None) and self._may_be_skipped(weights):
+            return
         changes = [(w, w.gradient.change()) for w in self.training(weights)]
         self.bring_back(w for w, _ in changes)
         seen = [(w, change) for w, change in changes if change != "none"]
@@ -165,8 +171,9 @@ class Network:
         if len(idle) < len(waiting):
             if idle:
                 self.set_aside(idle, "frozen: gets no gradient")
-            for w in waiting:
-                w.waits = w.param.grad is None
+            # masks that are made of gradients are drawn once, for all weights that have one by now
+            for w in self.weights if self.method.needs_gradients else waiting:
+                w.waits = w.waits and w.param.grad is None
             rest = [w for w in self.weights if w.waits]
             if rest and self.method.units.granularity == "filter":  # a channel is decided for those that train alone
                 self.set_aside(rest, "waits for its first gradient")
@@ -190,6 +197,12 @@ class Network:
             with torch.no_grad():
                 self.method.begin(self.weights)
                 self.counts.recount()
+
+    def _may_be_skipped(self, weights: list[MaskedWeight]) -> bool:
+        """Whether masks are to be drawn from gradients that are not finite, in a step that a GradScaler (or a fused
+        optimizer under one) will skip: they wait for the next ones. Reads the device, until there are masks."""
+        waiting = [w for w in weights if self.method.needs_gradients and w.waits and w.param.grad is not None]
+        return not all(bool(w.param.grad.isfinite().all()) for w in waiting if w.param.grad is not None)
 
     def set_aside_unstepped(self) -> None:
         """Weights that no optimizer has stepped while others of the network were: pretrained parts, as a rule."""

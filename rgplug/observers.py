@@ -18,6 +18,7 @@ from rgplug.processes import rank
 from rgplug.units import Units
 
 if TYPE_CHECKING:
+    from rgplug.filter_scores import FilterScores
     from rgplug.network import Network
 
 
@@ -65,10 +66,12 @@ class Snapshots(Observer):
         self._optimizers = _Stepped()
         self._changed = False  # since trained.safetensors was written
         self.best = BestOfPhases(self._folder, higher_is_better) if policy.best else None
+        self._stepping: weakref.ref[torch.optim.Optimizer] | None = None
 
     def before_step(self, network: str, optimizer: torch.optim.Optimizer | None) -> None:
         """The first step of all: weights are what the host begins with. Buffers are taken as they were at attach, as
         forward passes have moved them since, unless the host has loaded other weights after that."""
+        self._stepping = None if optimizer is None else weakref.ref(optimizer)
         if optimizer is not None and self.policy.optimizers:
             self._optimizers.add(optimizer)
         began, self._at_attach = self._at_attach, None
@@ -80,6 +83,12 @@ class Snapshots(Observer):
             if not all(torch.equal(live[name].cpu(), began[label][name]) for name in trained):
                 began[label] = copies({label: module})[label]
         self._write("initial", began)
+
+    def stepped(self, network: str) -> None:
+        net = self._networks[network]
+        if net.scores is not None and not net.auxiliary:
+            optimizer = None if self._stepping is None else self._stepping()
+            net.scores.stepped(getattr(optimizer, "found_inf", None))
 
     def after_step(self, network: str) -> None:
         self._changed = True
@@ -110,7 +119,7 @@ class Snapshots(Observer):
         if not self._changed:
             return
         self._changed = False
-        self._write("trained", copies(self._modules), self._moments())
+        self._write("trained", copies(self._modules), self._moments(), self._scores())
         self._optimizers.written()
 
     def finished(self, changed: bool) -> None:
@@ -119,7 +128,7 @@ class Snapshots(Observer):
             self.evaluated()
         elif rank() == 0 and (path := self._folder / "trained.safetensors").is_file():
             moments = snapshot.read(path)["optimizers"]  # no step since; their optimizers may be gone by now
-            self._write("trained", copies(self._modules), moments)
+            self._write("trained", copies(self._modules), moments, self._scores())
 
     def _moments(self) -> dict[str, Any]:
         modules = self._modules if self.policy.optimizers else {}
@@ -128,9 +137,19 @@ class Snapshots(Observer):
     def _units(self) -> dict[str, Units]:
         return {label: net.method.units for label, net in self._networks.items()}
 
-    def _write(self, name: str, pair: dict[str, snapshot.Tensors], moments: Any = None) -> None:
+    def _scores(self) -> dict[str, FilterScores]:
+        return {net.scores.network: net.scores for net in self._networks.values() if net.scores is not None}
+
+    def _write(
+        self,
+        name: str,
+        pair: dict[str, snapshot.Tensors],
+        moments: Any = None,
+        scores: Mapping[str, FilterScores] | None = None,
+    ) -> None:
         if rank() == 0:
-            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, self._units())
+            held = {label: own.to_dict() for label, own in (scores or {}).items()}
+            snapshot.save(self._folder / f"{name}.safetensors", pair, moments, self._units(), scores=held)
 
 
 class _Stepped:

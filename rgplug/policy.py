@@ -75,8 +75,9 @@ class MaskPolicy:
     """Masks that a network begins with (method: sparse)."""
 
     density: float | Mapping[str, float] = 0.1  # of the managed weights; or {G: ..., D: ...}
-    criterion: Literal["random", "magnitude"] = "random"  # which weights of a layer are kept
+    criterion: str = "random"  # which weights of a layer are kept: random | magnitude | torch-pruning:NAME (of filters)
     distribution: Literal["erk", "er", "uniform", "global"] = "erk"  # how it is shared out; global: ranked over layers
+    channels: bool = False  # granularity filter: biases, norms and input columns of a channel go with its filters
     sampling: Literal["exact", "bernoulli"] = "exact"  # counts, or each weight by itself as STU-GAN's code draws them
     seed: int = 0
     file: str | None = None  # masks that a file holds (a ticket's); the keys above do not count then
@@ -133,6 +134,7 @@ class SnapshotPolicy:
     early: int | None = None  # iterations of G after which early.safetensors is written; null: never
     optimizers: bool = True  # the optimizers' moments in trained.safetensors, and in those of `best`
     best: bool = False  # the pair at the best evaluation of each phase: best_sparse and best_dense.safetensors
+    scores: tuple[str, ...] = ()  # criteria of torch-pruning whose scores of all filters go into trained.safetensors
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,11 @@ class Policy:
     def granularity_of(self, network: str) -> Granularity:
         return self.of(self.granularity, network) or "weight"
 
+    def removes_channels(self, network: str) -> bool:
+        """Whether masks take out all of a channel, so that what they leave is a smaller dense network."""
+        drawn = self.method == "sparse" and self.masks.channels and self.masks.file is None
+        return drawn and self.granularity_of(network) == "filter"
+
     @staticmethod
     def per_network(value: Any) -> dict[str, Any]:
         return dict(value) if isinstance(value, Mapping) else {"G": value, "D": value}
@@ -354,14 +361,15 @@ def _direction_by_name(keys: dict[str, Any]) -> dict[str, Any]:
 # what only to_dict() writes side by side, in this version and the ones before
 _WHOLE = {"method", "threshold", "masks", "cycle", "regeneration", "target", "metric", "run_dir"}
 ENVIRONMENT = "RGPLUG_POLICY"
+SEED = "RGPLUG_SEED"  # the seed of a comparison's run, for scripts whose command line takes none
 
 
 def from_environment(policy: Policy) -> Policy:
     """The policy with the keys of the YAML file that the environment variable RGPLUG_POLICY names, if it names one.
 
     So a script is trained again and again under other methods and masks (`rgplug compare -- COMMAND`) without being
-    touched. A file that names a method brings all of it: of the script's policy the keys stay that its user wrote
-    himself, as far as that method reads them, and what they change in a preset goes with the preset.
+    touched. A file that names a method brings all of it: of the script's policy those keys stay that every method reads
+    (metric, batch_size, networks), and of the others what its user wrote himself, as far as the method reads them.
     """
     path = os.environ.get(ENVIRONMENT)
     if not path:
@@ -369,6 +377,7 @@ def from_environment(policy: Policy) -> Policy:
     keys = schema.resolve(path, PRESETS)
     if "method" not in keys:
         return policy.changed(path)
-    written = {key: value for key, value in schema.leaves(policy.to_dict()).items() if key in policy.own_keys}
-    own = {key: value for key, value in written.items() if effect.reads(keys["method"], key)}
-    return Policy.pooled(schema.resolve(own, {}), keys)
+    own = frozenset(key for key in policy.own_keys if effect.reads(keys["method"], key))
+    kept = {k: v for k, v in schema.leaves(policy.to_dict()).items() if k in own or effect.is_common(k)}
+    new = Policy.pooled(schema.resolve(kept, {}), keys)
+    return replace(new, _own=own | new.own_keys)  # an adapter's policy comes through here twice

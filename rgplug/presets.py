@@ -36,6 +36,12 @@ def _adapt(highest: float, exchange: bool, every: int) -> dict[str, Any]:
     )
 
 
+def _pf_filters(criterion: str) -> dict[str, Any]:
+    """Prune and fine-tune by a criterion of torch-pruning: whole filters of G, ranked over its layers."""
+    masks = {"density": {"G": 0.1, "D": 1.0}, "criterion": f"torch-pruning:{criterion}", "distribution": "global"}
+    return _sparse(granularity={"G": "filter"}, masks=masks)
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "rg-gan": {"method": "rg-gan"},
     "rg-gan-released": {
@@ -62,6 +68,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pf-uniform": _sparse(
         masks={"density": {"G": 0.1, "D": 1.0}, "criterion": "magnitude", "distribution": "uniform"},
     ),
+    "pf-taylor": _pf_filters("TaylorImportance"),
+    "pf-hessian": _pf_filters("HessianImportance"),
+    "pf-lamp": _pf_filters("LAMPImportance"),
+    "pf-fpgm": _pf_filters("FPGMImportance"),
+    "pf-bnscale": _pf_filters("BNScaleImportance"),
+    "small-dense": _sparse(granularity="filter", masks={"distribution": "uniform", "channels": True}),
     "re-gan": {"method": "re-gan", "regeneration": _WITHOUT_AR},
     "stu-gan": _stu_gan("G"),
     "stu-gan-d": _stu_gan("D"),

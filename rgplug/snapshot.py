@@ -2,7 +2,8 @@
 
 Both are safetensors with a checksum (see rgplug.state); reading one can run no code. A snapshot holds every parameter
 and buffer of G and D (a pruned weight as 0), where asked for the moments of their optimizers, and what the run's
-policy has pruned as a whole (granularity), which the next masks are made of. The best snapshots of a run also hold the
+policy has pruned as a whole (granularity), which the next masks are made of. Scores of filters are in it where the
+policy asks for them (snapshots: {scores: [...]}, rgplug.filter_scores). The best snapshots of a run also hold the
 evaluation they are of, and the moving average that was measured, as a further network (AVERAGE).
 """
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rgplug import expected, state
+from rgplug import expected, filter_scores, state
 from rgplug.devices import optimizer_value
 from rgplug.errors import RgplugError
 from rgplug.moments import misfit_moments
@@ -45,9 +46,9 @@ def save(
     networks: Mapping[str, Tensors],
     optimizers: Mapping[str, Any] | None = None,
     units: Mapping[str, Units] | None = None,
-    evaluation: Mapping[str, Any]
-    | None = None,  # that the networks were measured at: epoch, metric, metric_name, phase
+    evaluation: Mapping[str, Any] | None = None,  # it is of: epoch, metric, metric_name, phase
     *,
+    scores: Mapping[str, Any] | None = None,  # network -> what FilterScores.to_dict gives
     keep: bool = False,  # the file before stays as files.previous_of(path)
 ) -> None:
     """Write a snapshot, whole or not at all."""
@@ -61,6 +62,8 @@ def save(
     }
     if evaluation is not None:
         held["evaluation"] = dict(evaluation)
+    if scores:
+        held["scores"] = dict(scores)
     state.save(path, held, keep=keep)
 
 
@@ -100,6 +103,8 @@ def read(path: str | Path, kind: str = "pair") -> dict[str, Any]:
             held["units"] = {label: Units.from_dict(u) for label, u in held.get("units", {}).items()}
         except Exception as error:  # whatever comes of numbers that do not belong together
             wrong = f"describes no granularity ({state.first_line(error)})"
+    if not wrong and kind == "pair":
+        wrong = filter_scores.restore(held)
     if wrong:
         raise RgplugError(f"{path} is damaged: it {wrong}; let the run that made it write it again")
     if kind == "masks":
@@ -120,7 +125,9 @@ def _misfit_pair(held: Mapping[str, Any]) -> str:
     moments = list(optimizers.values()) if isinstance(optimizers, dict) else [None]
     if not all(isinstance(net, dict) and all(isinstance(m, dict) for m in net.values()) for net in moments):
         return "holds no optimizer states that can be read"
-    for label, described in units.items() if isinstance(units, dict) else [("", None)]:
+    every = [*units.items()] if isinstance(units, dict) else [("", None)]
+    every += filter_scores.described(held.get("scores", {}))
+    for label, described in every:
         weights = described.get("weights") if isinstance(described, dict) else None
         if not isinstance(weights, dict) or label not in pair:
             return "describes no granularity that can be read"

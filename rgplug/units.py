@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rgplug.coupling import Coupling
 from rgplug.layout import FilterLayout
 from rgplug.masking import MaskedWeight
 from rgplug.policy import Granularity
@@ -241,10 +242,19 @@ def spared(block: Block, kept: Tensor, scores: Tensor, zeros_count: bool = True)
 class Units:
     """The units of one network's managed weights, block by block, in the network's order."""
 
-    def __init__(self, granularity: Granularity, parts: Mapping[str, Geometry], of: Mapping[str, Tensor] | None = None):
-        """of: for `filter`, weight -> int64 [filters], the channel that each filter makes; equal ones are tied."""
+    def __init__(
+        self,
+        granularity: Granularity,
+        parts: Mapping[str, Geometry],
+        of: Mapping[str, Tensor] | None = None,
+        coupling: Coupling | None = None,
+        stay: frozenset[str] = frozenset(),
+    ):
+        """of: for `filter`, weight -> int64 [filters], the channel that each filter makes; equal ones are tied.
+        coupling: what else of the network belongs to these channels; None where nobody has looked. stay: weights that
+        keep all of their filters, and are here for their input columns."""
         self.granularity, self.parts = granularity, dict(parts)
-        self._channels = dict(of or {})
+        self._channels, self.coupling, self.stay = dict(of or {}), coupling, stay
         self.known = frozenset(parts)  # weights that may be managed, those that are left out at present too
         self.blocks: list[Block] = []
         if granularity == "filter":
@@ -264,7 +274,8 @@ class Units:
     def only(self, names: Sequence[str]) -> Units:
         """The same units for some of the weights."""
         parts = {name: self.parts[name] for name in names}
-        found = Units(self.granularity, parts, {name: of for name, of in self._channels.items() if name in parts})
+        of = {name: of for name, of in self._channels.items() if name in parts}
+        found = Units(self.granularity, parts, of, self.coupling, self.stay)
         found._weights, found.known = self._weights, self.known
         return found
 
@@ -309,6 +320,10 @@ class Units:
     def is_ahead(self, weight: MaskedWeight, step: int) -> bool:
         """Whether no weight of the block has made iteration `step`, which is `weight`'s next one."""
         return all(w.steps < step for w in self.weights_of(self.block_of(weight)))
+
+    def channels_of(self, block: Filters) -> Tensor:
+        """int64 [units]: the channel, as the trace has numbered it, that each unit of a block is."""
+        return torch.cat([self._channels[name] for name in block.names]).unique()
 
     def hold(self, masks: Values) -> str:
         """Name of the first weight whose mask is not made of whole units; "" if all are."""

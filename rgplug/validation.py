@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rgplug import schema
+from rgplug.criteria import criterion_of
 from rgplug.errors import RgplugError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check(policy: Policy) -> None:
     _check_augmented(policy)
     _check_methods(policy)
     _check_granularity(policy)
+    _check_criteria(policy)
     _check_files(policy)
 
 
@@ -144,6 +146,44 @@ def _check_granularity(policy: Policy) -> None:
             raise RgplugError(
                 f"policy.threshold.weight_gradient: full is not there for whole filters (granularity of {network}); "
                 "set it to masked, or granularity to kernel or weight"
+            )
+
+
+def _check_criteria(policy: Policy) -> None:
+    """Criteria of torch-pruning rank whole filters."""
+    p = policy
+    criterion = criterion_of(p.masks.criterion)
+    for i, name in enumerate(p.snapshots.scores if p.snapshots is not None else ()):
+        if criterion_of(name, f"snapshots.scores[{i}]") is None:
+            raise RgplugError(
+                f"policy.snapshots.scores[{i}] is {name!r}; it has to be a criterion of torch-pruning, such as "
+                "torch-pruning:TaylorImportance (rounds of tickets rank by magnitude without scores)"
+            )
+    if p.method != "sparse" or p.masks.file is not None:
+        return
+    if p.masks.channels and p.masks.distribution != "uniform":
+        raise RgplugError(
+            f"policy.masks.channels takes the same share of filters out of every layer, and masks.distribution is "
+            f"{p.masks.distribution}; set distribution: uniform"
+        )
+    if p.masks.channels and (p.exploration is not None or p.balance is not None):
+        group = "exploration" if p.exploration is not None else "balance"
+        raise RgplugError(
+            f"policy.{group} exchanges filters, and masks.channels leaves a smaller network whose masks stay; leave "
+            f"{group} out, or set masks: {{channels: false}}"
+        )
+    if p.masks.channels and not any(p.removes_channels(network) for network in ("G", "D")):
+        raise RgplugError("policy.masks.channels takes out whole filters; set granularity: filter")
+    if criterion is None:
+        return
+    for network in ("G", "D"):
+        dense = p.networks.get(network, True) is None or p.of(p.masks.density, network) == 1
+        granularity = p.granularity_of(network)
+        if granularity != "filter" and not dense:
+            raise RgplugError(
+                f"policy.masks.criterion is {criterion}, which ranks whole filters, and the granularity of {network} "
+                f"is {granularity}; set granularity: filter, leave {network} dense (masks: {{density: {{{network}: "
+                "1.0}}), or set criterion: magnitude"
             )
 
 

@@ -28,6 +28,7 @@ FOLDERS = {
     "stylegan2-ada": ("stylegan2-ada-pytorch", "stylegan2", "stylegan2_ada"),
     "diffaugment-stylegan2": ("data-efficient-gans/DiffAugment-stylegan2-pytorch", "stylegan2", "diffaugment"),
     "biggan": ("data-efficient-gans/DiffAugment-biggan-cifar", "biggan", "diffaugment"),
+    "biggan-pytorch": ("BigGAN-PyTorch", "biggan_pytorch", "biggan"),
     "fastgan": ("FastGAN-pytorch", "fastgan", "fastgan"),
 }
 

@@ -80,7 +80,7 @@ def adapter_run(folder: Path, policy: Any, seed: int, share: float = 1.0) -> Non
         run.network("D", host.D)
         for _ in range(ITERATIONS // EVERY):
             host.run(EVERY)
-            run.evaluated(fid_of(host), "fid50k_full")
+            run.evaluated({"fid50k_full": fid_of(host)})
         run.close()
 
 

@@ -88,6 +88,9 @@ def test_it_trains_sparse_with_the_hosts_fid(story: Story) -> None:
     records = history(story.first)
     assert [r["metric"] for r in records] == [1, 1, 1, 1, 9]
     assert {r["metric_name"] for r in records} == {"FID"}
+    logged = [json.loads(x) for x in (logs(story).parent / "t_log.jsonl").read_text().splitlines()]
+    for record, line in zip(records, logged):
+        assert list(record["metrics"].items()) == [(name, line[name]) for name in ("FID", "IS_mean", "IS_std")]
     assert [r["phase"] for r in records] == ["sparse"] * 4 + ["dense"]
     assert records[-1]["steps"] == {"G": 8, "D": 16}
     assert records[-1]["real_images"] == 64

@@ -87,9 +87,20 @@ def test_without_an_average_there_is_nothing_to_mask(tmp_path: Path) -> None:
 def test_numbers_of_an_evaluation_are_of_what_was_measured() -> None:
     run = started(Host())
     density = run.controller.density("G")
-    run.evaluated(5.0)
-    record = run.evaluated(9.0)  # worse: goes dense
+    run.evaluated({"fid": 5.0})
+    record = run.evaluated({"fid": 9.0})  # worse: goes dense
     numbers = run.numbers(record)
     assert (numbers["density_G"], numbers["sparse"], numbers["regenerated_G"]) == (density, 1.0, 0.0)
     assert numbers["restored_G"] == record.restored["G"] > 0
     assert (run.numbers()["density_G"], run.numbers()["sparse"]) == (1.0, 0.0)
+
+
+def test_all_that_the_host_measured_is_recorded_and_one_decides() -> None:
+    run = started(Host())
+    with pytest.warns(UserWarning, match="got no metric"):
+        assert run.evaluated({}).metric is None
+    record = run.evaluated({"is": 8.0, "fid": 5.0}, "fid")
+    assert (record.metric, record.metric_name) == (5.0, "fid")
+    assert record.metrics == {"fid": 5.0, "is": 8.0}
+    assert run.evaluated({"is": 7.0, "fid": 9.0}, "fid").phase == "dense"  # the score went down, the distance up
+    assert run.evaluated({"kid": 1.0, "fid": 2.0}).metric_name == "kid"

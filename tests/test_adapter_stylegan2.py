@@ -243,12 +243,27 @@ def test_frozen_layers_of_d_are_left_out(tmp_path: Path) -> None:
     assert {"b32.conv1.weight", "b32.skip.weight", "b16.conv0.weight", "b4.out.weight"} <= set(layers)
 
 
-def test_any_metric_of_the_host_can_decide(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "order"),
+    [
+        (None, ["fid50k_full", "is50k_mean", "is50k_std", "kid50k_full"]),
+        ("kid50k_full", ["kid50k_full", "fid50k_full", "is50k_mean", "is50k_std"]),
+        ("is50k_std", ["is50k_std", "fid50k_full", "is50k_mean", "kid50k_full"]),
+    ],
+)
+def test_any_metric_of_the_host_can_decide(chosen: str | None, order: list[str], tmp_path: Path) -> None:
+    """All values of one evaluation are recorded, the one that decides first, as the host's own files have them."""
     run = HostRun("stylegan2-ada", tmp_path / "run", {"RGPLUG_TEST_TICK": "2", "RGPLUG_TEST_ITERATIONS": "1"})
-    script = run.script("train.py", "rg-gan", metric="kid50k_full")
-    train(run, script, shapes(tmp_path, 32), "--metrics=fid50k_full,kid50k_full")
+    script = run.script("train.py", "rg-gan", metric=chosen)
+    train(run, script, shapes(tmp_path, 32), "--metrics=fid50k_full,is50k,kid50k_full")
     (record,) = history(last_folder(run))
-    assert record["metric_name"] == "kid50k_full"
+    measured = {}
+    for path in last_folder(run).glob("metric-*.jsonl"):
+        measured |= json.loads(path.read_text().splitlines()[-1])["results"]
+    assert record["metric_name"] == order[0]
+    assert record["metric"] == measured[order[0]]
+    assert list(record["metrics"]) == order
+    assert record["metrics"] == measured
 
 
 @pytest.mark.parametrize(
@@ -303,3 +318,54 @@ def test_patterns_that_match_nothing(tmp_path: Path) -> None:
     done = train(run, script, shapes(tmp_path, 32), check=False)
     assert done.returncode
     assert "blocks.*" in sentence(done)
+
+
+def test_rgplug_measures_where_the_host_does_not(tmp_path: Path) -> None:
+    """--metrics=none and a metric in the policy: against other images than the training set."""
+    run = HostRun("stylegan2-ada", tmp_path / "run", {"RGPLUG_TEST_TICK": "2", "RGPLUG_TEST_ITERATIONS": "3"})
+    others = shapes(tmp_path / "others", 32, 16)
+    metric = {"real": str(others), "features": "efficientnet_lite0", "samples": 8, "batch": 8}
+    train(run, run.script("train.py", {**POLICY, "metric": metric}), shapes(tmp_path, 32), "--metrics=none")
+    records = history(last_folder(run))
+    assert {r["metric_name"] for r in records} == {"fd_efficientnet_lite0"}
+    assert len({r["metric"] for r in records}) == len(records) == 2
+    assert all(r["metric"] > 0 for r in records)
+
+
+def test_stu_gan_from_start_to_resume(tmp_path: Path) -> None:
+    """The example policy with short intervals: the mask explores, the average is sparse by itself, the host's snapshot
+    is what was evaluated, and a resume goes on exactly from there."""
+    run = HostRun("stylegan2-ada", tmp_path / "run", {"RGPLUG_TEST_TICK": "4", "RGPLUG_TEST_ITERATIONS": "9"})
+    file = Path(__file__).parent.parent / "examples" / "policies" / "stylegan2_ada_stu_gan.yaml"
+    script = run.script("train.py", {"base": str(file), "exploration": {"every": 3}})
+    data, witness = shapes(tmp_path, 32), [tmp_path / "first", tmp_path / "second"]
+    (tmp_path / "fids.txt").write_text("3 2 1")
+    for folder_of_run, options in zip(witness, ([], ["--resume={}"])):
+        folder_of_run.mkdir()
+        environment = {"RGPLUG_TEST_WITNESS": str(folder_of_run), "RGPLUG_TEST_FID": str(tmp_path / "fids.txt")}
+        pkl = [o.format(snapshot(last_folder(run))) for o in options]
+        done = train(run, script, data, *pkl, **environment)
+        assert "not STU-GAN's" not in done.stdout
+        records = history(last_folder(run))
+        for record in records:
+            assert record["density"] == {"G": pytest.approx(0.1, abs=0.01), "D": pytest.approx(0.3, abs=0.01)}
+            assert record["metrics"] == {"fid50k_full": record["metric"]}
+            assert not record["written"]
+    assert [r["epoch"] for r in records] == [4, 5, 6]
+    first = last_folder(run).parent / "00000-shapes32-auto1-batch4"
+    held = state.load(first / "network-snapshot-000000.rgplug.safetensors")
+    resumed = state.load(witness[1] / "resumed.safetensors")
+    saved, explored = weights(run, snapshot(first)), 0
+    last = state.load(last_folder(run) / "network-snapshot-000000.rgplug.safetensors")
+    for name, w in held["networks"]["G"]["weights"].items():
+        assert torch.equal(resumed["networks"]["G"]["weights"][name]["mask"], w["mask"])
+        for network in ("G", "G_ema"):
+            assert not saved[f"{network}/{name}"][~w["mask"].numpy()].any()
+        assert not held["ema"][name].any()  # the mask hides nothing
+        now = last["networks"]["G"]["weights"][name]["mask"]
+        assert now.sum() == w["mask"].sum()
+        explored += int((now & ~w["mask"]).sum())
+    assert explored > 100
+    run(folder(run.host) / "generate.py", "--outdir=drawn", "--seeds=3", f"--network={snapshot(first)}", plain=True)
+    drawn = np.asarray(Image.open(run.where / "drawn" / "seed0003.png"))
+    np.testing.assert_array_equal(drawn, np.load(witness[0] / "evaluated.npy"))

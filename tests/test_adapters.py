@@ -15,6 +15,7 @@ from rgplug.errors import RgplugError
 
 STYLEGAN2 = "this is not StyleGAN2-ADA as rgplug knows it (version d72cc7d)"
 BIGGAN = "this is not DiffAugment-BigGAN as rgplug knows it (version 0b63395)"
+BIGGAN_PYTORCH = "this is not BigGAN-PyTorch as rgplug knows it (version 9845943)"
 FASTGAN = "this is not FastGAN as rgplug knows it (version 1a848e5)"
 
 
@@ -30,6 +31,8 @@ FASTGAN = "this is not FastGAN as rgplug knows it (version 1a848e5)"
         ("fastgan", "fastgan", "operation.load_params", (FASTGAN, "operation has no load_params")),
         ("biggan", "stylegan2_ada", "", (STYLEGAN2, "there is no module training.training_loop")),
         ("biggan", "diffaugment", "utils.load_weights", (BIGGAN, "utils has no load_weights")),
+        ("biggan-pytorch", "biggan", "utils.ema", (BIGGAN_PYTORCH, "utils has no ema")),
+        ("fastgan", "biggan", "", (BIGGAN_PYTORCH, "there is no module BigGAN")),
     ],
 )
 def test_the_wrong_repository(
@@ -57,8 +60,11 @@ def test_patches_are_undone_in_reverse_order() -> None:
         patches.wrap(Owner, "value", lambda x, factor=factor: x * factor)
         patches.wrap(namespace, "value", lambda x, factor=factor: x * factor)
     assert (Owner.value, namespace["value"]) == (6, 6)
+    patches.shadow(namespace, "zip", lambda original: lambda *x: list(original(*x))[::-1])
+    assert eval("zip('ab', 'cd')", namespace) == [("b", "d"), ("a", "c")]
     patches.undo()
     assert (Owner.value, namespace["value"]) == (1, 1)
+    assert "zip" not in namespace
 
 
 def adapter() -> hosting.Adapter:
@@ -137,7 +143,7 @@ def names_of(*owners: object) -> dict[str, object]:
 
 @pytest.mark.host
 def test_uninstall_undoes_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    from rgplug.adapters import diffaugment, fastgan, stylegan2_ada
+    from rgplug.adapters import biggan, diffaugment, fastgan, stylegan2_ada
 
     for name, adapter in (("stylegan2-ada", stylegan2_ada), ("diffaugment-stylegan2", diffaugment)):
         with host(name):
@@ -148,7 +154,7 @@ def test_uninstall_undoes_everything(capsys: pytest.CaptureFixture[str]) -> None
             before = names_of(*modules)
             adapter.install("dense")
             after = names_of(*modules)
-            assert sum(after[k] is not v for k, v in before.items()) == 6
+            assert sum(after[k] is not v for k, v in before.items()) == 7
             adapter.uninstall()
             assert all(names_of(*modules)[k] is v for k, v in before.items())
     with host("fastgan"):
@@ -159,9 +165,20 @@ def test_uninstall_undoes_everything(capsys: pytest.CaptureFixture[str]) -> None
         before = names_of(*owners)
         exec("from rgplug.adapters import fastgan\nfastgan.install('dense')", script)
         assert sum(names_of(*owners)[k] is not v for k, v in before.items()) == 11
+        assert script["zip"] is not zip
         fastgan.uninstall()
+        assert "zip" not in script
         assert all(names_of(*owners)[k] is v for k, v in before.items())
-    assert capsys.readouterr().out.count("rgplug: ") == 3
+    with host("biggan-pytorch"):
+        utils, functions, *models = map(importlib.import_module, ("utils", "train_fns", "BigGAN", "BigGANdeep"))
+        networks = [network for model in models for network in (model.Generator, model.Discriminator)]
+        owners = (utils, functions, utils.ema, utils.MetricsLogger, *networks)
+        before = names_of(*owners)
+        biggan.install("dense")
+        assert sum(names_of(*owners)[k] is not v for k, v in before.items()) == 4 + 3 + 2 + 2
+        biggan.uninstall()
+        assert all(names_of(*owners)[k] is v for k, v in before.items())
+    assert capsys.readouterr().out.count("rgplug: ") == 4
 
 
 @pytest.mark.host

@@ -86,7 +86,20 @@ TEXTS = [
         "{folder}/a",
     ),
     *("{folder}/real.npz", "a\0b", "\ud800", "é\n", "rg-gan", "filter", "kernel", "2:4", "weight", "layer_std"),
-    *("spectral", "global", "magnitude", "random", "momentum", "reset", "loss", "float16", "eager", "fused", "is"),
+    *(
+        "spectral",
+        "global",
+        "magnitude",
+        "random",
+        "torch-pruning:taylor",
+        "momentum",
+        "reset",
+        "loss",
+        "float16",
+        "eager",
+        "fused",
+        "is",
+    ),
     *("kid", "inception", "sparse", "linear", "constant", "x" * 5_000, "/proc/none/run", "tensorboard", "uniform"),
 ]
 scalars = st.one_of(
@@ -139,6 +152,8 @@ def near(key: str, default: Any) -> st.SearchStrategy[Any]:
         "2:4",
         "random",
         "magnitude",
+        "torch-pruning:taylor",
+        "torch-pruning:lamp",
         "erk",
         "er",
     ]

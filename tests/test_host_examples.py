@@ -19,6 +19,7 @@ SCRIPTS = [
     ("stylegan2_ada_patch.py", "stylegan2-ada", "stylegan2_ada", "stylegan2_ada.yaml"),
     ("diffaugment_patch.py", "diffaugment-stylegan2", "diffaugment", "stylegan2_ada.yaml"),
     ("diffaugment_patch.py", "biggan", "diffaugment", "diffaugment_biggan.yaml"),
+    ("biggan_patch.py", "biggan-pytorch", "biggan", "diffaugment_biggan_stu_gan.yaml"),
     ("fastgan_patch.py", "fastgan", "fastgan", "fastgan.yaml"),
 ]
 
@@ -82,9 +83,20 @@ def test_another_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", sorted((EXAMPLES / "policies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_policies_can_be_read(policy: Path) -> None:
-    loaded = rgplug.Policy.load(policy)
-    assert loaded.target is not None
-    assert set(yaml.safe_load(policy.read_text())) >= {"base", "threshold", "networks", "regeneration"}
+    loaded, written = rgplug.Policy.load(policy), yaml.safe_load(policy.read_text())
+    if loaded.method == "rg-gan":
+        assert loaded.target is not None
+        assert set(written) >= {"base", "threshold", "networks", "regeneration"}
+        return
+    beside = rgplug.Policy.load(policy.with_name(policy.name.replace("_stu_gan", "").replace("_re_gan", "")))
+    assert beside.method == "rg-gan"
+    assert loaded.networks["G"] == beside.networks["G"]  # a density means the same weights under each method
+    if loaded.method == "sparse":
+        assert loaded.networks == beside.networks
+        assert set(written) >= {"base", "masks", "exploration", "networks"}
+    else:
+        assert loaded.cycle.networks == ("G",)
+        assert set(written) >= {"base", "cycle", "networks"}
 
 
 @pytest.mark.host

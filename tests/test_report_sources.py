@@ -15,7 +15,7 @@ from rgplug import RgplugError
 from rgplug.cli import main
 from rgplug.policy import Policy
 from rgplug.presets import PRESETS
-from rgplug.report import page
+from rgplug.report.drawings import Drawing
 from rgplug.report.naming import method_of, seed_of
 from rgplug.report.page import write_report
 from rgplug.report.pivot import Wanted, pivot_table, wanted_of
@@ -43,7 +43,7 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     target = io.BytesIO()
     Image.new("RGB", (1, 1)).save(target, "PNG")
-    monkeypatch.setattr(page, "_drawn", lambda draw: target.getvalue())
+    monkeypatch.setattr(Drawing, "png", lambda _: target.getvalue())
 
 
 # ----------------------------------------------------------------------------
@@ -89,6 +89,14 @@ def test_a_folder_given_twice_or_within_another_counts_once(tmp_path: Path) -> N
     assert names([tmp_path / "a", tmp_path / "b" / ".." / "a"][:1] * 2) == [("dense", [0])]
     write_results(tmp_path / "b", [result("pf", 0, 41.0)])
     assert names([tmp_path / "a", tmp_path]) == [("dense", [0]), ("pf", [0])]
+
+
+def test_a_path_that_tells_rows_apart_is_called_by_its_end(tmp_path: Path) -> None:
+    for number, data in enumerate(("/data/cifar_0.1.zip", "/data/cifar_1.zip")):
+        write_results(tmp_path / str(number), [with_keys(DENSE, data=data)])
+    assert [name for name, _ in names([tmp_path])] == ["dense@data=cifar_0.1.zip", "dense@data=cifar_1.zip"]
+    write_results(tmp_path / "2", [with_keys(DENSE, data="/other/cifar_1.zip")])
+    assert names([tmp_path])[2][0] == "dense@data=/other/cifar_1.zip"
 
 
 def test_folders_of_the_same_name_are_told_apart_by_where_they_lie(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from rgplug import reading, schema
 from rgplug.baselines.methods import applicable
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
-from rgplug.policy import ENVIRONMENT
+from rgplug.policy import ENVIRONMENT, SEED
 from rgplug.run_setup import SETUP
 from rgplug.sealed import write_whole
 
@@ -46,17 +47,24 @@ class Command:
     command: tuple[str, ...]
     values: Mapping[str, Any] = field(default_factory=dict)  # of the grid's names
     folder: str | None = None  # where it is run; None: where the comparison is
+    checkpoint: str = ""  # pattern of the files, below {out}, that a run which was broken off can go on from
+    resume: tuple[str, ...] = ()  # words that are added then, with {checkpoint} for the newest of them
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells two hosts apart in a folder of results."""
-        return {"command": list(self.words)}
+        return {"command": ["python" if word == sys.executable else word for word in self.words]}
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise RgplugError for a command that cannot be run for each method and seed by itself."""
         if not self.command or not self.command[0].strip():
             raise RgplugError(
                 "there is no command to run; give the host's own after --, e.g. -- python train.py --outdir {out}"
+            )
+        if bool(self.checkpoint) != bool(self.resume):
+            raise RgplugError(
+                "a command goes on from a checkpoint where both are given: a pattern of its files (--checkpoint) and "
+                "the words that are added then (--resume)"
             )
         names = set(self.names)
         if "out" not in names:
@@ -134,8 +142,12 @@ class Command:
         self, training: Training, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None
     ) -> subprocess.Popen[bytes]:
         write_whole(folder / POLICY, reading.dump(schema.plain(policy)))
-        words = filled(self.words, {"out": folder, "seed": seed, "round": training.round})
-        environment = {**os.environ, ENVIRONMENT: str(folder / POLICY)}
+        values = {"out": folder, "seed": seed, "round": training.round}
+        words = filled(self.words, values)
+        newest = newest_of(folder, self.checkpoint) if self.checkpoint and (folder / HISTORY).is_file() else None
+        if newest is not None:
+            words += filled(self.resume, {**values, "checkpoint": newest})
+        environment = {**os.environ, ENVIRONMENT: str(folder / POLICY), SEED: str(seed)}
         with (folder / OUTPUT).open("ab") as output:
             output.write(f"$ {' '.join(words)}\n".encode("utf-8", "replace"))
             output.flush()
@@ -186,6 +198,20 @@ class Command:
                 f"its output is in {folder / OUTPUT}"
             )
         return path
+
+
+def newest_of(folder: Path, pattern: str) -> Path | None:
+    """Of the files below a folder that a pattern names, the last by the numbers in its name (all_900 < all_1000)."""
+
+    def order(path: Path) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", path.relative_to(folder).as_posix())
+        return [(1, int(part)) if part.isdigit() else (0, part) for part in parts]
+
+    try:
+        found = [path for path in folder.glob(pattern) if path.is_file()]
+    except (ValueError, NotImplementedError) as error:
+        raise RgplugError(f"--checkpoint {pattern!r} is no pattern of files below a run's folder ({error})") from None
+    return max(found, key=order, default=None)
 
 
 def placeholders(words: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,17 @@ from rgplug.baselines.command import Command
 from rgplug.baselines.grid import Cell, affecting, cells, check_keys
 from rgplug.baselines.host import Build, Functions, Host, Train
 from rgplug.baselines.keys import options_of
-from rgplug.baselines.methods import METHODS, Baseline, Density, Scale, check_common, find, with_common
+from rgplug.baselines.methods import (
+    METHODS,
+    Baseline,
+    Density,
+    Scale,
+    check_common,
+    find,
+    own_keys,
+    with_common,
+    with_scores,
+)
 from rgplug.baselines.names import check_names
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.results import Result, collect, finished_results, read_results
@@ -48,6 +58,8 @@ def compare(
     jobs: int = 1,  # processes; more than one needs functions that can be pickled
     grid: Mapping[str, Sequence[Any]] | None = None,  # key -> values: of a policy, density.G, or {key} in the command
     only: Sequence[str] | None = None,  # "METHOD:SEED" of the runs to make; None: all
+    checkpoint: str = "",  # of a command: pattern of the files below {out} that a broken run can go on from
+    resume: Sequence[str] = (),  # and the words that are added to the command then, with {checkpoint} in them
 ) -> list[Result]:
     """Train a host under every method and seed, and return the results.
 
@@ -62,12 +74,14 @@ def compare(
     Before anything is trained RgplugError names a method whose name can be no folder, a run in `out` that was made
     under other settings than the ones asked for, and a damaged file of a run.
     """
-    host = _host(train, build, command)
+    host = _host(train, build, command, checkpoint, resume)
     scale = Scale(density, length, n_critic)
     return run(methods, host, out, seeds, policy, scale, rounds, ratio, early, jobs, grid or {}, only)
 
 
-def _host(train: Train | None, build: Build | None, command: Sequence[str] | None) -> Host:
+def _host(
+    train: Train | None, build: Build | None, command: Sequence[str] | None, checkpoint: str, resume: Sequence[str]
+) -> Host:
     if command is not None:
         if train is not None or build is not None:
             raise RgplugError("compare got a command and functions; give train and build, or command=[...]")
@@ -75,7 +89,9 @@ def _host(train: Train | None, build: Build | None, command: Sequence[str] | Non
             raise RgplugError(
                 f"command is the text {command!r}; give a list of words, e.g. ['python', 'train.py', ...]"
             )
-        return Command(tuple(map(str, command)))
+        return Command(tuple(map(str, command)), checkpoint=checkpoint, resume=tuple(resume))
+    if checkpoint or resume:
+        raise RgplugError("checkpoint and resume are of a command; functions go on from what they find in run_dir")
     if train is None or build is None:
         raise RgplugError("compare needs a host: train and build, or command=[...]")
     return Functions(build, train)
@@ -141,7 +157,7 @@ def plan(
     check_rounds(rounds, 0.2 if ratio == "density" else ratio)
     _check_numbers(scale, early, jobs)
     common, own = schema.resolve(policy or {}, PRESETS), keys_of_user(policy or {})
-    check_keys(grid, host.names, lambda keys: policy_of(common, keys))
+    check_keys(grid, host.names, lambda keys: schema.build(Policy, keys, "policy"))
     chosen, numbers = _with_needed(_baselines(methods)), _seeds(seeds)
 
     def settled(baseline: Baseline, cell: Cell) -> Baseline:
@@ -166,7 +182,7 @@ def plan(
         names = {b.name: cell.only(keys[b.name]).name(b.name) for b in chosen}
         check_names(names.values(), root)
         there = cell.scale(scale)
-        here = [settled(b, cell) for b in chosen]
+        here = with_scores([settled(b, cell) for b in chosen], cell.policy(common, host.names), there)
         check_common(cell.policy(own, host.names), [there.policy(b) for b in here])
         asked = cell.policy(common, host.names)
         for baseline in here:
@@ -275,6 +291,7 @@ def _own(name: str, policy: Any) -> Baseline:
     """A method of the user's: a policy, trained as its base is (fine-tuned, where that is pf-*)."""
     base = policy.get("base") if isinstance(policy, Mapping) else policy
     known = METHODS.get(str(base), Baseline(name, {}))
+    policy = own_keys(policy)
     Policy.load(policy)
     return replace(known, name=name, policy=schema.resolve(policy, PRESETS), own=keys_of_user(policy))
 

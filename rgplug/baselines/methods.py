@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rgplug import effect, schema
+from rgplug.criteria import criterion_of, is_of_torch_pruning
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS, BalancePolicy, Policy
 from rgplug.warn import warn
@@ -31,10 +32,13 @@ class Baseline:
     networks: tuple[str, ...] = field(default=("G", "D"))  # that tickets prune
     own: Mapping[str, Any] = field(default_factory=dict)  # keys of the user: no schedule or density changes them
     explores: float = 1.0  # share of the run after which masks stay
+    scores: tuple[
+        str, ...
+    ] = ()  # criteria of torch-pruning whose scores its snapshots hold; of tickets the one they use
 
 
 METHODS: dict[str, Baseline] = {name: Baseline(name, policy) for name, policy in PRESETS.items()}
-METHODS |= {name: Baseline(name, PRESETS[name], "fine-tune", needs="dense") for name in ("pf-global", "pf-uniform")}
+METHODS |= {n: Baseline(n, PRESETS[n], "fine-tune", needs="dense") for n in PRESETS if n.startswith("pf-")}
 METHODS["rigl"] = replace(METHODS["rigl"], explores=0.75)  # RigL, Sec. 3: masks stay in the last quarter
 METHODS |= {
     "tickets": Baseline("tickets", TICKET, "tickets", needs="dense"),
@@ -44,6 +48,37 @@ METHODS |= {
     "tickets-random-init": Baseline("tickets-random-init", TICKET, "random-init", needs="tickets"),
     "tickets-random-mask": Baseline("tickets-random-mask", TICKET, "random-mask", needs="tickets"),
 }
+
+
+def own_keys(policy: Any) -> Any:
+    """A policy of the user's whose base is a method that is no preset (tickets), with that method's keys instead."""
+    base = policy.get("base") if isinstance(policy, Mapping) else policy
+    if str(base) not in METHODS or str(base) in PRESETS:
+        return policy
+    mine = {k: v for k, v in policy.items() if k != "base"} if isinstance(policy, Mapping) else {}
+    return {**METHODS[str(base)].policy, **mine}
+
+
+def with_scores(chosen: list[Baseline], common: Mapping[str, Any], scale: Scale) -> list[Baseline]:
+    """The methods of a comparison; tickets with the criterion of torch-pruning that their policy names, and the dense
+    run that they build on with all of these. Raises RgplugError for tickets of another granularity than that run's,
+    whose snapshot does not say what they prune as a whole."""
+    found = []
+    whole = common.get("granularity", "weight")
+    for baseline in chosen:
+        policy = schema.merge(common, scale.policy(baseline))
+        criterion = str(policy.get("masks", {}).get("criterion", ""))
+        ranks = baseline.procedure == "tickets" and is_of_torch_pruning(criterion)
+        own = policy.get("granularity", "weight")
+        if baseline.procedure == "tickets" and not ranks and own != whole:
+            raise RgplugError(
+                f"{baseline.name} prunes under granularity {own}, and the dense run that it builds on says what that "
+                "is only under the same: give it to all methods (--set granularity=..., policy={'granularity': ...}), "
+                "or rank filters by a criterion of torch-pruning"
+            )
+        found.append(replace(baseline, scores=(str(criterion_of(criterion)),) if ranks else ()))
+    asked = tuple(dict.fromkeys(name for baseline in found for name in baseline.scores))
+    return [replace(b, scores=asked) if b.name == "dense" else b for b in found]
 
 
 def find(name: str) -> Baseline:

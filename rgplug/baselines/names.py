@@ -62,5 +62,10 @@ def why_not(name: object) -> str:
     return ""
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is called seed_N, as those of runs are; others that look alike are nobody's."""
+    return folder.name.startswith("seed_") and folder.name.removeprefix("seed_").removeprefix("-").isdecimal()
+
+
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

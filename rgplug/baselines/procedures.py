@@ -115,7 +115,7 @@ class Task:
             return [self._training(self.folder, masks={"file": str(self.folder / MASKS)}, start=start)]
         changes: dict[str, Any] = {}
         if self.baseline.name == "dense":  # what fine-tuning and tickets start from
-            changes["snapshots"] = {"early": self.early}
+            changes["snapshots"] = {"early": self.early, **self._scores}
         return [self._training(self.folder, **changes)]
 
     def _training(self, folder: Path, number: int = 0, **changes: Any) -> Training:
@@ -132,13 +132,20 @@ class Task:
         folder = self._round_folder(number)
         before = self.folder_of("dense") if number == 1 else self._round_folder(number - 1)
         start = {"init": self.folder_of("dense") / INITIAL, "early": self.folder_of("dense") / EARLY}
+        # beside a file the criterion says no more than how that came about: other settings make another round
+        criterion = {"criterion": self.baseline.scores[0]} if self.baseline.scores else {}
         return self._training(
             folder,
             number,
-            masks={"file": str(folder / MASKS)},
+            masks={"file": str(folder / MASKS), **criterion},
             start={"weights": str(start.get(self.baseline.rewind, before / TRAINED))},
-            snapshots={"optimizers": False},
+            snapshots={"optimizers": False, **self._scores},
         )
+
+    @property
+    def _scores(self) -> dict[str, Any]:
+        """What snapshots hold for tickets that rank by a criterion of torch-pruning."""
+        return {"scores": list(self.baseline.scores)} if self.baseline.scores else {}
 
     def _round_folder(self, number: int) -> Path:
         return self.folder / f"round_{number:02d}"
@@ -204,7 +211,8 @@ class Task:
         managed = self._managed()
         for training in self.trainings():
             mine = training.folder / MASKS
-            _settle(mine, next_masks(trained, masks, self._ratios(), self.baseline.networks, managed))
+            criterion = next(iter(self.baseline.scores), None)
+            _settle(mine, next_masks(trained, masks, self._ratios(), self.baseline.networks, managed, criterion))
             rounds.append(training.run(held))
             trained, masks = training.folder / TRAINED, mine
         return _result(rounds[-1], rounds[:-1], rounds=True)

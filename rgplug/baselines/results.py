@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rgplug.baselines.names import is_run
 from rgplug.checks import (
     LONGEST,
     amount,
@@ -221,7 +222,7 @@ def finished_results(folder: Path) -> list[dict[str, Any]]:
 def _finished(folder: Path) -> list[Path]:
     """Files of results in METHOD/seed_N; other folders that look alike are nobody's."""
     found = folder.glob(f"*/seed_*/{RESULT}")
-    return sorted(p for p in found if p.parent.name.removeprefix("seed_").lstrip("-").isdecimal())
+    return sorted(p for p in found if is_run(p.parent))
 
 
 def _name(path: Path) -> tuple[str, str]:

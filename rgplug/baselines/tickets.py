@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rgplug.errors import RgplugError
+from rgplug.filter_scores import scores_in
 from rgplug.methods.magnitude import prune_remaining
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import Granularity
@@ -22,12 +23,14 @@ def next_masks(
     ratio: float | Mapping[str, float],  # share of the remaining weights that is pruned; or by network
     networks: Sequence[str],
     managed: Mapping[str, Sequence[str]],  # names of the weights that may be pruned, by network
+    criterion: str | None = None,  # of torch-pruning, whose scores `trained` holds; None: by magnitude
 ) -> Masks:
     """Masks of the next round: globally over each network, the smallest magnitudes of what remains go.
 
     Magnitudes are those of the Parameter itself (under spectral norm: before the division, as published). Where the
-    round was run under a granularity, `trained` says what is pruned as a whole, and means over that are ranked. Raises
-    RgplugError for files that do not fit.
+    round was run under a granularity, `trained` says what is pruned as a whole, and means over that are ranked. With a
+    criterion of torch-pruning whole filters are ranked, by the scores that the round's snapshots were asked for
+    (policy.snapshots.scores). Raises RgplugError for files that do not fit.
     """
     ratios = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(networks, ratio)
     for own in ratios.values():
@@ -44,8 +47,12 @@ def next_masks(
             )
         earlier = before.get(network, {})
         _check_shapes(trained, masks or trained, network, names, pair[network], earlier)
-        units = held["units"].get(network) or of_entries({name: pair[network][name].shape for name in names})
-        after[network] = _pruned(pair[network], earlier, units, ratios[network])
+        scores: list[Tensor] | None = None
+        if criterion is None:
+            units = held["units"].get(network) or of_entries({name: pair[network][name].shape for name in names})
+        else:
+            units, scores = scores_in(held, trained, network, criterion)
+        after[network] = _pruned(pair[network], earlier, units, ratios[network], scores)
     return after
 
 
@@ -68,9 +75,15 @@ def _check_shapes(
             )
 
 
-def _pruned(thetas: Mapping[str, Tensor], masks: Mapping[str, Tensor], units: Units, ratio: float) -> dict[str, Tensor]:
+def _pruned(
+    thetas: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    units: Units,
+    ratio: float,
+    scores: list[Tensor] | None = None,  # of the units of each block; None: their magnitudes
+) -> dict[str, Tensor]:
     """One network's masks of the next round."""
-    sizes = [b.scores({name: thetas[name].abs() for name in b.names}) for b in units.blocks]
+    sizes = scores or [b.scores({name: thetas[name].abs() for name in b.names}) for b in units.blocks]
     if units.granularity == "2:4":
         check_rounds(1, ratio, units.granularity)
         if masks:

@@ -8,6 +8,6 @@ it knows nn.Conv2d and nn.Linear alone, and takes gated linear units and pixel s
 """
 
 from rgplug.channels.labels import Axis
-from rgplug.channels.trace import Channels, FilterChannels, filter_channels, plain_copy, trace
+from rgplug.channels.trace import Channels, Coupled, FilterChannels, filter_channels, plain_copy, trace
 
-__all__ = ["Axis", "Channels", "FilterChannels", "filter_channels", "plain_copy", "trace"]
+__all__ = ["Axis", "Channels", "Coupled", "FilterChannels", "filter_channels", "plain_copy", "trace"]

@@ -40,12 +40,25 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class Coupled:
+    """A dim of a parameter whose entries belong to channels. role: "out" of a weight whose filters make them, "in" of
+    one that reads them, "norm" of a batch norm's gains. of: int64 [size], the channel of each entry."""
+
+    name: str  # as it is where spectral and weight norms are folded
+    dim: int
+    role: str
+    of: Tensor
+
+
+@dataclass(frozen=True)
 class FilterChannels:
     """of: weight -> int64 [filters], the channel that each output filter makes; filters of one channel, in one weight
-    or in several, are decided together. fixed: weight -> why its filters have to stay."""
+    or in several, are decided together. fixed: weight -> why its filters have to stay. coupled: all that belongs to
+    channels, managed or not, in the network's order."""
 
     of: dict[str, Tensor]
     fixed: dict[str, str]
+    coupled: tuple[Coupled, ...] = ()
 
 
 def plain_copy(network: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
@@ -144,7 +157,25 @@ def filter_channels(network: nn.Module, inputs: tuple[Any, ...], layouts: Mappin
             fixed[name] = "its filters are the network's output"
         else:
             of[name] = roots.repeat(layout.groups)
-    return FilterChannels(of, fixed)
+    return FilterChannels(of, fixed, _coupled(copied, channels))
+
+
+def _coupled(network: nn.Module, channels: Channels) -> tuple[Coupled, ...]:
+    """The dims of weights that make or read channels, and the gains of batch norms. Where filters or input channels
+    are shared by the groups of a convolution, each entry stands for all of them."""
+    tensors = named_once(network)
+    norms = {
+        f"{prefix}.weight".lstrip(".")
+        for prefix, module in walk(network)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    order = {name: i for i, name in enumerate(tensors)}
+    found = []
+    for axis in sorted(channels.axes, key=lambda a: (order[a.name], a.dim)):
+        role = "norm" if axis.name in norms else axis.role if tensors[axis.name].dim() > 1 else ""
+        if role:
+            found.append(Coupled(axis.name, axis.dim, role, channels.of(axis)))
+    return tuple(found)
 
 
 def plain_name(name: str) -> str:

@@ -49,6 +49,7 @@ class Method:
 
     prunes = True  # False: nothing is ever masked, and no mask is stored
     recurrent = True  # False: what is pruned stays pruned
+    needs_gradients = False  # True: `begin` draws masks from gradients, and waits for the first ones
     guard = 0.0  # a layer that would keep at most this share keeps all
 
     def __init__(self, units: Units):

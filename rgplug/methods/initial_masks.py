@@ -1,4 +1,5 @@
-"""Masks that training begins with: at random, by magnitude, from a file; shared out to layers, or ranked over all."""
+"""Masks that training begins with: at random, by magnitude, by a criterion of torch-pruning, from a file; shared out to
+layers, or ranked over all."""
 
 from __future__ import annotations
 
@@ -8,14 +9,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rgplug.channels.trace import plain_name
+from rgplug.criteria import Criterion, criterion_of
 from rgplug.errors import RgplugError
+from rgplug.importance import Values, filter_scores, ranked
 from rgplug.masking import MaskedWeight
 from rgplug.methods.allocation import block_density, exact_counts, layer_densities, unit_count
 from rgplug.methods.magnitude import keep_largest
+from rgplug.methods.small_network import small_network
 from rgplug.methods.two_of_four import two_of_four
 from rgplug.policy import MaskPolicy
 from rgplug.snapshot import load_masks
 from rgplug.units import Filters, Fours, Units, spared
+from rgplug.warn import warn
 
 
 def initial_masks(
@@ -32,14 +38,37 @@ def initial_masks(
     """
     if policy.file is not None:
         return _from_file(policy.file, network, weights, units)
-    if policy.criterion == "magnitude":
+    criterion = criterion_of(policy.criterion)
+    if criterion is not None and density < 1:
+        scores = _by_torch_pruning(criterion, network, weights, units, policy.seed)
+    elif policy.criterion == "magnitude":
         scores = [b.scores({w.name: w.theta.abs() for w in units.weights_of(b)}) for b in units.blocks]
     else:
         scores = [torch.rand(b.shape, generator=random[b.names[0]]) for b in units.blocks]
+    if policy.channels and units.granularity == "filter":
+        return small_network(units, scores, density)
     found: dict[str, Tensor] = {}
     for block, kept, score in zip(units.blocks, _chosen(policy, network, density, weights, units, scores), scores):
         found |= block.masks(spared(block, kept, score))
     return found
+
+
+def _by_torch_pruning(
+    criterion: Criterion, network: str, weights: list[MaskedWeight], units: Units, seed: int
+) -> list[Tensor]:
+    """Scores of the filters from the dense weights, and from the gradients that the training script has put there."""
+    assert units.coupling is not None
+    theta = {plain_name(w.name): w.theta for w in weights}
+    params = units.coupling.params
+    values = {name: Values(theta.get(name, param.detach()), param.grad) for name, param in params.items()}
+    scores = filter_scores(criterion, units, values, network, seed)
+    without = [name for block, score in zip(units.blocks, scores) if score is None for name in block.names]
+    if without:
+        warn(
+            f"the criterion {criterion} has no score for {network}.{without[0]} and {len(without) - 1} more weights of "
+            f"{network}: their filters are all kept"
+        )
+    return ranked(scores, units, weights[0].param.device)
 
 
 def _chosen(
@@ -60,6 +89,8 @@ def _chosen(
         return [_never_empty(kept, score) for kept, score in zip(drawn, scores)] if units.coarse else drawn
     if units.coarse:
         counts = [unit_count(math.prod(b.shape), d) for b, d in zip(units.blocks, densities)]
+        # what a criterion has no score for is kept
+        counts = [s.numel() if bool(s.isposinf().all()) else n for n, s in zip(counts, scores)]
     else:
         counts = exact_counts(shapes, densities, [f"{network}.{name}" for name in names])
     return [keep_largest([score], n)[0] for score, n in zip(scores, counts)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rgplug import expected, kernels
+from rgplug.criteria import check_installed, criterion_of
 from rgplug.kernels import Scratch
 from rgplug.masking import MaskedWeight
 from rgplug.methods import FIXED, Method, Rule, Step
@@ -25,6 +26,7 @@ from rgplug.methods.balance import BalanceRatio, adjusted_density
 from rgplug.methods.ever_active import EverActive, misses
 from rgplug.methods.initial_masks import initial_masks
 from rgplug.methods.magnitude import add_largest, drop_smallest, kept_entries
+from rgplug.methods.small_network import without_unread
 from rgplug.methods.two_of_four import exchange
 from rgplug.policy import END, BalancePolicy, ExplorationPolicy, MaskPolicy, Policy
 from rgplug.units import Block, Filters, Fours, Units, spared
@@ -75,6 +77,10 @@ class Sparse(Method):
         self.balance: BalancePolicy | None = policy.balance if network == "D" else None
         self.ratio = ratio  # measured around G's steps
         self.density: float = policy.of(policy.masks.density, network)
+        criterion = None if policy.masks.file is not None or self.density == 1 else criterion_of(policy.masks.criterion)
+        if criterion is not None:
+            check_installed(criterion)
+        self.needs_gradients = criterion is not None and criterion.needs == "gradients"
         self._weights: list[MaskedWeight] = []
         self._active: dict[str, int] = {}  # units that the block of a weight keeps
         self._scores: dict[str, Tensor] = {}
@@ -93,6 +99,9 @@ class Sparse(Method):
         self.ever.clear()
         for w in weights:
             self._seed(w)
+        if self.needs_gradients and any(w.waits for w in weights):
+            self._count(self.units.blocks, {w.name: w.mask for w in weights})  # all of them, until there are gradients
+            return
         masks = self._masks()
         for w in weights:
             if not w.waits:
@@ -128,6 +137,9 @@ class Sparse(Method):
             own, policy = self.units.only([weight.name]), replace(self.masks, distribution="uniform")
             masks = initial_masks(policy, self.network, self.density, [weight], own, self._random)
             self._first[weight.name] = masks[weight.name]
+        if self.masks.channels and self.masks.file is None and self.units.granularity == "filter":
+            every = {w.name: w.mask for b in self.units.blocks for w in self.units.weights_of(b)}
+            self._first[weight.name] = without_unread(self.units, weight.name, {**every, **self._first})
         self.regrouped(self._weights)
 
     def start(self, weight: MaskedWeight) -> None:
@@ -143,7 +155,8 @@ class Sparse(Method):
 
     @property
     def _by_magnitude(self) -> bool:
-        return self.masks.file is None and self.masks.criterion == "magnitude"
+        """Whether masks are made of the weights alone, so of those that the host has loaded by the first step."""
+        return self.masks.file is None and self.masks.criterion != "random" and not self.needs_gradients
 
     def _masks(self) -> dict[str, Tensor]:
         """The masks to begin with, by weight."""
@@ -372,7 +385,8 @@ class Sparse(Method):
     def load(self, weight: MaskedWeight, state: dict[str, Any]) -> None:
         if weight.fresh:
             weight.forget()  # old values of a mask drawn at attach: the state may keep exact zeros there
-        if weight.waits and weight.name not in self._first and not self._by_magnitude:
+        drawn = not self._by_magnitude and not self.needs_gradients
+        if weight.waits and weight.name not in self._first and drawn:
             for w in self._weights:  # it had its mask here, and waits for it anew
                 self._seed(w)
             self._first[weight.name] = self._masks()[weight.name]

@@ -34,14 +34,22 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
             continue
         places = dict.fromkeys(r.place for r in members)
         split += [(method, settings, place, [r for r in members if r.place == place]) for place in places]
-    methods = []
-    for method, settings, place, members in split:
+    telling = []
+    for method, settings, place, _ in split:
         others = [dict(s) for m, s, _, _ in split if m == method]
-        keys = _telling(dict(settings), others)
-        folder = f"@folder={place}" if place else ""
-        name = method + "".join(f"@{k}={_text(v)}" for k, v in keys.items()) + folder
-        methods.append(Method(name, tuple(sorted(members, key=lambda r: r.seed))))
-    return methods
+        telling.append((method, _telling(dict(settings), others), place))
+    names = [_name(*parts, short=True) for parts in telling]
+    if len(set(names)) < len(names):
+        names = [_name(*parts, short=False) for parts in telling]
+    return [
+        Method(name, tuple(sorted(members, key=lambda r: r.seed))) for name, (_, _, _, members) in zip(names, split)
+    ]
+
+
+def _name(method: str, keys: dict[str, Any], place: str, short: bool) -> str:
+    """A method with the keys that tell its row from others. short: of a path, its last part."""
+    folder = f"@folder={place}" if place else ""
+    return method + "".join(f"@{k}={_text(v, short)}" for k, v in keys.items()) + folder
 
 
 def is_own(run: Run, key: str, value: object) -> bool:
@@ -73,5 +81,7 @@ def _telling(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str,
     return {k: own[k] for k in chosen}
 
 
-def _text(value: object) -> str:
+def _text(value: object, short: bool) -> str:
+    if short and isinstance(value, str):
+        return PurePath(value).name or value
     return f"{value:g}" if isinstance(value, float) else str(value)

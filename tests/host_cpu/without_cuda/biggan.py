@@ -1,4 +1,7 @@
-"""DiffAugment-BigGAN: fixed features in the place of TensorFlow networks, few test images."""
+"""DiffAugment-BigGAN: fixed features in the place of TensorFlow networks, few test images.
+
+`newer_torch` and `given_fids` serve BigGAN-PyTorch as well.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from without_cuda.witness import given_values
 
 def install() -> None:
     import numpy as np
-    import torch
-    import torchvision
 
     tensorflow = types.ModuleType("dnnlib.tflib")
     tensorflow.init_tf = lambda *a, **k: None
@@ -40,8 +41,7 @@ def install() -> None:
     load_pkl = dnnlib.util.load_pkl
     networks = {"softmax": Net(10, True), "features": Net(48, False)}
     dnnlib.util.load_pkl = lambda path: next((n for k, n in networks.items() if k in path), None) or load_pkl(path)
-    torchvision.datasets.CIFAR10._check_integrity = lambda self: True
-    torchvision.datasets.CIFAR10.download = lambda self: None
+    newer_torch()
     import datasets
 
     init = datasets.CIFAR10.__init__
@@ -54,8 +54,6 @@ def install() -> None:
     datasets.CIFAR10.__init__ = few
     import utils
 
-    # since torch 1.7 samples would become utils.Distribution objects, whose .to() fails
-    utils.Distribution.__torch_function__ = torch._C._disabled_torch_function_impl
     loaders = utils.get_data_loaders
 
     def few_for_accuracy(**config):
@@ -66,25 +64,45 @@ def install() -> None:
         return made
 
     utils.get_data_loaders = few_for_accuracy
+    import inception_tf
+
+    given_fids(inception_tf)
+
+
+def newer_torch() -> None:
+    """No downloads. Since torch 1.7 samples would become utils.Distribution objects, whose .to() fails."""
+    import torch
+    import torchvision
+    import utils
+
+    torchvision.datasets.CIFAR10._check_integrity = lambda self: True
+    torchvision.datasets.CIFAR10.download = lambda self: None
+    utils.Distribution.__torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def given_fids(module) -> None:
+    """The host measures as ever, on the module's networks; its FID then becomes the next given value."""
+    import numpy as np
+    import torch
+
     given, evaluated, count = given_values(), os.environ.get("RGPLUG_TEST_WITNESS"), iter(range(1000))
-    if given is not None:
-        import inception_tf
+    if given is None:
+        return
+    prepare = module.prepare_inception_metrics
 
-        prepare = inception_tf.prepare_inception_metrics
+    def prepare_inception_metrics(*args, **kwargs):
+        measure = prepare(*args, **kwargs)
 
-        def prepare_inception_metrics(*args, **kwargs):
-            measure = prepare(*args, **kwargs)
+        def measured(sample, *a, **k):
+            mean, std, _ = measure(sample, *a, **k)
+            if evaluated:
+                G = copy.deepcopy(sample.keywords["G"]).eval()
+                z = torch.from_numpy(np.random.RandomState(3).randn(4, G.dim_z)).float()
+                with torch.no_grad():
+                    images = G(z, G.shared(torch.arange(4)))
+                np.save(os.path.join(evaluated, f"evaluated-{next(count)}.npy"), images.numpy())
+            return mean, std, given()
 
-            def measured(sample, *a, **k):
-                mean, std, _ = measure(sample, *a, **k)
-                if evaluated:
-                    G = copy.deepcopy(sample.keywords["G"]).eval()
-                    z = torch.from_numpy(np.random.RandomState(3).randn(4, G.dim_z)).float()
-                    with torch.no_grad():
-                        images = G(z, G.shared(torch.arange(4)))
-                    np.save(os.path.join(evaluated, f"evaluated-{next(count)}.npy"), images.numpy())
-                return mean, std, given()
+        return measured
 
-            return measured
-
-        inception_tf.prepare_inception_metrics = prepare_inception_metrics
+    module.prepare_inception_metrics = prepare_inception_metrics

@@ -10,11 +10,17 @@ from without_cuda.witness import given_values
 def install() -> None:
     import numpy as np
     import torch
-    from metrics import frechet_inception_distance, kernel_inception_distance, metric_main, metric_utils
+    from metrics import (
+        frechet_inception_distance,
+        inception_score,
+        kernel_inception_distance,
+        metric_main,
+        metric_utils,
+    )
     from training import training_loop as loop
 
     class Detector(torch.nn.Module):
-        """64 fixed random features in Inception's place."""
+        """64 fixed random features in Inception's place; no_output_bias: probabilities of 64 classes."""
 
         def __init__(self):
             super().__init__()
@@ -22,14 +28,16 @@ def install() -> None:
             self.first = torch.randn(32, 3, 3, 3, generator=fixed) * 0.2
             self.second = torch.randn(64, 32, 3, 3, generator=fixed) * 0.1
 
-        def forward(self, x, return_features=True):
+        def forward(self, x, return_features=True, no_output_bias=False):
             x = torch.nn.functional.interpolate(x.float() / 127.5 - 1, size=(32, 32), mode="area")
             x = torch.relu(torch.nn.functional.conv2d(x, self.first, stride=2))
-            return torch.relu(torch.nn.functional.conv2d(x, self.second, stride=2)).mean([2, 3])
+            x = torch.relu(torch.nn.functional.conv2d(x, self.second, stride=2)).mean([2, 3])
+            return torch.softmax(20 * x, 1) if no_output_bias else x
 
     detector = Detector()
     metric_utils.get_feature_detector = lambda *a, **k: detector
     fid, kid = frechet_inception_distance.compute_fid, kernel_inception_distance.compute_kid
+    score = inception_score.compute_is
     given = given_values()
 
     evaluated = os.environ.get("RGPLUG_TEST_WITNESS")
@@ -47,6 +55,7 @@ def install() -> None:
     kernel_inception_distance.compute_kid = lambda opts, max_real, num_gen, num_subsets, max_subset_size: kid(
         opts, max_real=max_real, num_gen=32, num_subsets=4, max_subset_size=16
     )
+    inception_score.compute_is = lambda opts, num_gen, num_splits: score(opts, num_gen=32, num_splits=2)
     assert metric_main.is_valid_metric("fid50k_full")
     train = loop.training_loop
 
