@@ -43,6 +43,11 @@ def test_what_is_drawn(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
     assert axis.y_limits[1] < 100  # an interval of two seeds does not flatten the bars
 
 
+def test_values_below_0_are_within_the_panel(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
+    ablation_figure({"rg-gan-dp": [-0.1], "rg-gan": [0.2]}, tmp_path / "a.png", y_label="kid")
+    assert drawn[0].y_limits == (-0.125, 0.25)
+
+
 def test_every_run_diverged(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
     ablation_figure({"rg-gan-dp": [None], "rg-gan": [None]}, tmp_path / "a.pdf", y_label="FID")
     assert drawn[0].texts == ["diverged", "diverged"]

@@ -58,6 +58,11 @@ def test_a_first_value_far_above_the_rest_makes_the_axis_logarithmic(drawn: list
     assert [axis.y_scale for axis in drawn] == ["log", "linear"]
 
 
+def test_no_values_are_said(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
+    curves_figure({"a": [{}]}, tmp_path / "a.png", x_label="epoch", y_label="FID")
+    assert (drawn[0].texts, drawn[0].labels) == (["no values"], ["a (no values)"])
+
+
 def test_a_share_is_drawn_from_nothing_to_all(drawn: list[Axes], tmp_path: Path) -> None:  # noqa: F811
     ever = [{"epoch": 1, "ever_active": {"G": 0.1}}, {"epoch": 2, "ever_active": {"G": 0.4}}]
     own = curve(ever, value=lambda line: line["ever_active"]["G"])

@@ -173,6 +173,16 @@ def test_stylegan2_ada_draws_its_own_grid_where_it_measures(tmp_path: Path) -> N
     assert picture(tmp_path) is None
 
 
+def test_stylegan2_ada_in_a_comparison_has_a_folder_of_its_own_for_each_start(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    for number in (0, 1):
+        own = folder / f"0000{number}-robots"
+        own.mkdir()
+        Image.new("RGB", (8, 8)).save(own / "fakes001000.png")
+        (own / "training_options.json").write_text("{}")
+        assert (picture(tmp_path) is not None) == (number == 0)
+
+
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 

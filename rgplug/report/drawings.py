@@ -6,7 +6,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rgplug import files
@@ -39,6 +39,7 @@ class Drawing:
     alt: str  # what it says, for who cannot see it
     draw: Callable[[Path], object]
     wide: bool = False
+    _made: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)  # by suffix
 
     def png(self) -> bytes:
         """The figure as PNG. Raises RgplugError without matplotlib, and where there is no room."""
@@ -54,11 +55,14 @@ class Drawing:
         return list(contents)
 
     def _written(self, suffix: str) -> bytes:
+        if suffix in self._made:  # the page and a file of its own show the same picture
+            return self._made[suffix]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"figure{suffix}"
             try:
                 self.draw(path)
-                return path.read_bytes()
+                self._made[suffix] = path.read_bytes()
+                return self._made[suffix]
             except ImportError as error:
                 raise RgplugError(str(error)) from None
             except OSError as error:

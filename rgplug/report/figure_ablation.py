@@ -69,8 +69,9 @@ def ablation_figure(values: Values, path: Path, *, y_label: str) -> Path:
         if dense:
             mean = interval(dense).mean
             axis.axhline(mean, color=INK, lw=1, ls=(0, (4, 2)), zorder=3, label=f"dense ({mean:.4g})")
-        top = max([v for found in bars.values() for v in found.values] + dense, default=1.0)
-        axis.set_ylim(0, 1.25 * top if top > 0 else None)
+        seen = [0.0, *(v for found in bars.values() for v in found.values), *dense]  # KID may be below 0
+        if any(seen):
+            axis.set_ylim(1.25 * min(seen), 1.25 * max(seen))
         axis.set_xlim(-0.6, len(groups) - 0.4)
         axis.set_xticks(range(len(groups)), [f"on {g}" for g in groups])
         axis.tick_params(axis="x", length=0)

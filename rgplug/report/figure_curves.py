@@ -88,11 +88,15 @@ def curves_figure(
         draw_curves(axis, methods)
         axis.set_xlabel(x_label)
         axis.set_ylabel(plain(y_label))
+        if not any(len(line.get_xdata()) for line in axis.lines):
+            axis.text(0.5, 0.5, "no values", transform=axis.transAxes, ha="center", va="center", color=INK)
+            axis.set_xticks([])
+            axis.set_yticks([])
         if share:
             axis.set_ylim(-0.02, 1.05)
         elif wants_log(np.array([y for line in axis.lines for y in line.get_ydata()], dtype=float)):
             axis.set_yscale("log")
-        if x_label == EPOCHS.label:
+        if x_label == EPOCHS.label and len(axis.get_xticks()):
             axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         legend_below(figure, axis)
         save(figure, path)

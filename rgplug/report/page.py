@@ -192,9 +192,13 @@ def _run_details(c: Comparison, run: Run) -> str:
 
 def _shown(drawings: Sequence[Drawing]) -> str:
     """Wide figures below each other, and the others in pairs."""
-    parts = [(d.wide, figure(d.png(), d.alt, d.caption, wide=d.wide)) for d in drawings]
+    parts = [(d.wide, figure(_drawn(d), d.alt, d.caption, wide=d.wide)) for d in drawings]
     blocks = [(wide, "".join(body for _, body in own)) for wide, own in itertools.groupby(parts, lambda p: p[0])]
     return "".join(body if wide else f'<div class="pair">{body}</div>' for wide, body in blocks)
+
+
+def _drawn(drawing: Drawing) -> bytes:
+    return drawing.png()
 
 
 def _counted(n: int, what: str) -> str:

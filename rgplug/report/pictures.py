@@ -43,15 +43,15 @@ def picture_of(run: Run) -> Picture | None:
 
 
 def _snapshot(run: Run) -> Picture | None:
-    """StyleGAN2-ADA draws fakesNNNNNN.png in the tick in which it measures, NNNNNN thousands of real images in. A run
-    that began from a checkpoint counts them anew, and its pictures cannot be told."""
+    """StyleGAN2-ADA draws fakesNNNNNN.png in the tick in which it measures, NNNNNN thousands of real images in: in the
+    run's folder, or in a comparison in one below it. Where it went on from a checkpoint it has counted anew, in a folder
+    more, and its pictures cannot be told."""
     shown = run.result.real_images
-    if not (run.folder / STYLEGAN2_ADA).is_file() or not run.lines or run.lines[0]["epoch"] != 1:
-        return None
-    if shown is None or run.result.best is None:
+    found = [path.parent for pattern in (STYLEGAN2_ADA, f"*/{STYLEGAN2_ADA}") for path in run.folder.glob(pattern)]
+    if len(found) != 1 or not run.lines or run.lines[0]["epoch"] != 1 or shown is None or run.result.best is None:
         return None
     kimg = int(shown) // 1000
-    png = embedded(run.folder / f"fakes{kimg:06d}.png", run.root)
+    png = embedded(found[0] / f"fakes{kimg:06d}.png", run.root)
     return None if png is None else Picture(png, True, f"the training script's own grid at {kimg:,} kimg")
 
 
