@@ -15,6 +15,7 @@ from typing import Any
 from rgplug import reading, schema
 from rgplug.baselines.methods import METHODS
 from rgplug.errors import RgplugError
+from rgplug.report.command import add_report
 from rgplug.version import __version__
 
 
@@ -86,10 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    report = commands.add_parser("report", help="tables, figures and one HTML page from a comparison or a run")
-    report.add_argument("runs", type=Path, metavar="RUNS", help="the --out of a comparison, or the folder of a run")
-    report.add_argument("--out", type=Path, help="the page [RUNS/report.html]; tables go beside it")
-    report.set_defaults(run=_report)
+    add_report(commands)
     return parser
 
 
@@ -280,12 +278,6 @@ def _export(args: argparse.Namespace) -> None:
         args.checkpoint, args.out, args.key, args.half, args.network, args.compact, args.onnx, args.card, args.state
     ):
         print(line, flush=True)
-
-
-def _report(args: argparse.Namespace) -> None:
-    from rgplug.report.page import write_report
-
-    print(write_report(args.runs, args.out))
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -202,8 +202,10 @@ class Controller:
             self._know(ema)
         if found.by_name and "G" in self.averages and self.averages["G"].measured_without_mask():
             self.monitor.warn_unmasked()
-        if measures:
+        images = None
+        if measures and self._evaluation is not None:
             found = values.measured(self.evaluate(ema=ema, sample_fn=sample_fn))
+            images = self._evaluation.images
         self.epoch += 1
         self._first_steps.evaluated = True
         found = from_first_rank(found, self._device())
@@ -220,7 +222,13 @@ class Controller:
         self.records.append(record)
         del self.records[:-RECORDS_KEPT]
         self.journal.write(
-            self.policy.run_dir, record, resumed=len(self.records) == 1, save=self.save, setup=lambda: Setup.of(self)
+            self.policy.run_dir,
+            record,
+            resumed=len(self.records) == 1,
+            save=self.save,
+            setup=lambda: Setup.of(self),
+            images=images,
+            higher_is_better=self.policy.higher_is_better,
         )
         if self._snapshots is not None:
             self._snapshots.evaluated()
@@ -346,6 +354,7 @@ class Controller:
             "regeneration": None if self.regeneration is None else self.regeneration.state_dict(),
             "last_counts": {k: list(v) for k, v in self.monitor.last_counts.items()},
             "last_restored": dict(self.monitor.last_restored),
+            "last_layers": self.monitor.layer_counts.state_dict(),
             "accounting": self.accounting.state_dict(),
             "balance": None if self._balance is None else self._balance.state_dict(),
             "best": None if self._best is None else self._best.state_dict(),
@@ -365,6 +374,7 @@ class Controller:
             "accounting": self.accounting.misfit,
             "last_counts": self.monitor.misfit,
             "last_restored": self.monitor.misfit_restored,
+            "last_layers": self.monitor.layer_counts.misfit,
             "regeneration": None if regeneration is None else regeneration.misfit,
             "balance": None if balance is None else balance.misfit,
             "best": best.misfit,
@@ -381,6 +391,7 @@ class Controller:
         self.monitor.last_restored = dict.fromkeys(self.networks, 0) | {
             k: int(v) for k, v in state.get("last_restored", {}).items()
         }
+        self.monitor.load_layers(state.get("last_layers"))
         self.accounting.load_state_dict(state["accounting"])
         if balance is not None:
             balance.load_state_dict(state["balance"])

@@ -87,6 +87,11 @@ class Counts:
         """The same by weight."""
         return dict(zip((w.name for w in self._weights), (self.kept / self.numel).tolist()))
 
+    def changes(self) -> dict[str, list[int]]:
+        """weight -> [pruned, regrown, restored] since attach. Reads the device."""
+        totals = torch.stack([self.pruned, self.regrown, self.restored], dim=1).tolist()
+        return {w.name: [int(n) for n in row] for w, row in zip(self._weights, totals)}
+
     def follow(self, device: torch.device) -> None:
         """The weights have moved."""
         for name in ("numel", *_COUNTERS):

@@ -24,6 +24,11 @@ class Evaluation:
         self.policy = policy
         self._evaluator: Evaluator | None = None
 
+    @property
+    def images(self) -> Tensor | None:
+        """The first images of the last measurement, uint8 [N, 3, H, W] on the CPU; None where none are kept."""
+        return None if self._evaluator is None else self._evaluator.images
+
     def measure(
         self, generator: nn.Module, net: Network, ema: Any = None, sample_fn: Callable[[int], Tensor] | None = None
     ) -> MetricValue:
@@ -36,7 +41,7 @@ class Evaluation:
             device = next((w.param.device for w in net.weights), None)
             with preserved_rng():  # a feature network is initialized before its weights are loaded
                 self._evaluator = Evaluator(
-                    p.real, p.features, p.distances, p.samples, p.batch, device=device, seed=p.seed
+                    p.real, p.features, p.distances, p.samples, p.batch, device=device, seed=p.seed, sheet=p.sheet
                 )
         if isinstance(ema, nn.Module):
             with masked_for_now(ema, net):

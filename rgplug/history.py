@@ -45,6 +45,8 @@ class Record:
     # every value of this evaluation by its name, the deciding one (`metric`) first; {} where nothing was measured
     metrics: dict[str, float | None] = field(default_factory=dict)
     ever_active: dict[str, float] = field(default_factory=dict)  # share of weights that was kept at least once
+    # network -> weight -> [pruned, regenerated, restored]
+    layer_counts: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch:>3}"]

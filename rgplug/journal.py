@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from rgplug import files, history
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY, Record
@@ -12,6 +14,7 @@ from rgplug.logs import Logger, open_logger
 from rgplug.policy import Policy
 from rgplug.processes import rank
 from rgplug.run_setup import SETUP, Setup
+from rgplug.sheet import SHEET, BestSheet
 from rgplug.warn import warn as warn
 
 STATE = "rgplug.safetensors"
@@ -22,6 +25,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.loggers: list[Logger] = []
+        self._sheet = BestSheet()
 
     def open(self, policy: Policy) -> None:
         """Begin the runs of the loggers that the policy asks for; none is left open if one of them cannot be."""
@@ -45,9 +49,12 @@ class Journal:
         resumed: bool,
         save: Callable[[Path], None],
         setup: Callable[[], Setup],
+        images: Tensor | None = None,
+        higher_is_better: bool = False,
     ) -> None:
-        """Add a record. What an earlier run left in the folder is set aside at the first epoch; a run that was resumed
-        takes back the records that it is about to write again."""
+        """Add a record, and before it the images of its evaluation (uint8 [N, 3, H, W]) if that is the best so far.
+        What an earlier run left in the folder is set aside at the first epoch; a run that was resumed takes back the
+        records that it is about to write again."""
         if run_dir is not None and rank() == 0:
             folder = Path(run_dir)
             if record.epoch == 1:
@@ -56,6 +63,8 @@ class Journal:
                 history.truncate(folder / HISTORY, record.epoch - 1)
             if record.epoch == 1 or resumed:
                 _write_setup(folder, setup())
+                self._sheet.begin(folder, higher_is_better)
+            self._sheet.add(folder, record, images, higher_is_better)
             history.append(folder / HISTORY, record)
             save(folder / STATE)
         for logger in self.loggers:
@@ -66,8 +75,9 @@ class Journal:
         """A run from the beginning in a folder where another one has been: perhaps its state was to be loaded."""
         names = (HISTORY, STATE, files.previous_of(Path(STATE)).name)
         earlier = any((folder / name).exists() for name in names)  # setup.json alone is this run's own
-        renamed = history.set_aside(folder, (*names, SETUP)) if earlier else {}
-        renamed.pop(SETUP, None)
+        beside = (SETUP, SHEET, files.previous_of(Path(SHEET)).name)
+        renamed = history.set_aside(folder, (*names, *beside)) if earlier else {}
+        renamed = {old: new for old, new in renamed.items() if old not in beside}
         if renamed:
             kept = ", ".join(f"{old} as {new}" for old, new in renamed.items())
             warn(

@@ -12,6 +12,7 @@ from torch import nn
 from rgplug import expected
 from rgplug.accounting import Accounting
 from rgplug.history import Record
+from rgplug.layer_counts import LayerCounts
 from rgplug.network import Network
 from rgplug.policy import Policy
 from rgplug.select import named_parameters
@@ -31,6 +32,7 @@ class Monitor:
         self.policy = policy
         self.last_counts = {label: (0, 0) for label in networks}  # (regrown, pruned) at the last record
         self.last_restored = dict.fromkeys(networks, 0)
+        self.layer_counts = LayerCounts(networks)
         self._clock = time.perf_counter()
         self._warned: set[str] = set()
 
@@ -78,7 +80,13 @@ class Monitor:
             restored[label] = max(total - self.last_restored[label], 0)
             self.last_counts[label], self.last_restored[label] = totals, total
         return dataclasses.replace(
-            measured, average=average, phase=phase, regenerated=regenerated, restored=restored, pruned=pruned
+            measured,
+            average=average,
+            phase=phase,
+            regenerated=regenerated,
+            restored=restored,
+            pruned=pruned,
+            layer_counts=self.layer_counts.take(),
         )
 
     def check_roles(self, modules: Mapping[str, nn.Module]) -> None:
@@ -115,6 +123,11 @@ class Monitor:
         if last_restored is None:
             return ""
         return expected.keys(last_restored, dict.fromkeys(self.networks, expected.whole(-expected.LARGEST)))
+
+    def load_layers(self, state: Any) -> None:
+        """Counts of layers at the last record, once those of the networks are loaded."""
+        recorded = {k: (p, r, self.last_restored[k]) for k, (r, p) in self.last_counts.items()}
+        self.layer_counts.load_state_dict(state, recorded)
 
     def check_parameters(self) -> None:
         """Say it when the host replaced Parameters, or when nobody stepped a managed network."""

@@ -171,6 +171,7 @@ class MetricPolicy:
     z_dim: int | None = None
     every: int = 1  # measure at every n-th end_epoch()
     seed: int = 0
+    sheet: int = 16  # generated images of the best evaluation so far, kept as best.png in run_dir; 0: none
 
     @property
     def distances(self) -> tuple[Distance, ...]:

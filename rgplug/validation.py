@@ -260,7 +260,11 @@ def _ranges(p: Policy) -> list[tuple[str, float | None, float, float]]:
         rows += [("target.start", t.start, 0, INF), ("target.by", t.by, t.start, INF)]
     if (m := p.metric) is not None:
         rows += [("metric.samples", m.samples, 2, 10_000_000), ("metric.batch", m.batch, 1, BATCH)]
-        rows += [("metric.every", m.every, 1, INF), ("metric.z_dim", m.z_dim, 1, 1_000_000)]
+        rows += [
+            ("metric.sheet", m.sheet, 0, 1024),
+            ("metric.every", m.every, 1, INF),
+            ("metric.z_dim", m.z_dim, 1, 1_000_000),
+        ]
     if p.snapshots is not None:
         rows += [("snapshots.early", p.snapshots.early, 1, INF)]
     return rows

@@ -109,6 +109,7 @@ def left(out: Path) -> dict[str, Any]:
         "checkpoint": torch.load(out / "checkpoint.pt", weights_only=True),
         "state": state.load(out / "rgplug.safetensors"),
         "history": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "best": (out / "best.png").read_bytes() if (out / "best.png").exists() else b"",
         "partial": [path.name for path in out.rglob("*.partial")],
     }
     found["state"]["policy"] = {k: v for k, v in found["state"]["policy"].items() if k != "run_dir"}

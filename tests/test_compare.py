@@ -306,3 +306,23 @@ def test_published_schedules_scale_to_themselves() -> None:
     adapt = Policy.load(Scale(length=100_000, n_critic=5).policy(find("adapt")))
     assert (adapt.balance.every, adapt.balance.measure, adapt.balance.window) == (1000, 10, 100)
     assert adapt.exploration.every["G"] == 500
+
+
+@pytest.mark.parametrize(
+    ("method", "by_density", "asked"),
+    [
+        ("stu-gan", False, {"G": 0.1, "D": 0.3}),
+        ("pf-uniform", False, {"G": 0.1, "D": 1.0}),  # D is fine-tuned dense, whatever is asked of others
+        ("rg-gan", False, {"G": 0.1, "D": 0.3}),
+        ("re-gan", False, {"G": 0.1, "D": 1.0}),
+        ("dense", False, {}),
+        ("tickets", False, {}),  # the ratio of its rounds decides
+        ("tickets", True, {"G": 0.1, "D": 0.3}),
+        ("tickets-g", True, {"G": 0.1, "D": 1.0}),
+    ],
+)
+def test_a_result_is_known_by_the_densities_that_its_method_can_be_asked_for(
+    method: str, by_density: bool, asked: dict[str, float]
+) -> None:
+    scale = Scale({"G": 0.1, "D": 0.3})
+    assert scale.asked(METHODS[method], by_density) == pytest.approx(asked)

@@ -25,7 +25,7 @@ from test_comparison_settings import never
 from rgplug import RgplugError
 from rgplug.baselines import compare, read_results
 from rgplug.baselines.results import RESULT
-from rgplug.report import page
+from rgplug.report.drawings import Drawing
 from rgplug.report.figures import image_grid
 from rgplug.report.page import write_report
 
@@ -65,7 +65,7 @@ class Folder:
     def reported(self) -> str:
         """The page without its pictures. Figures are one grey square: what draws them has a test of its own below."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(page, "_drawn", lambda draw: self.kept[self.picture])
+            patch.setattr(Drawing, "png", lambda _: self.kept[self.picture])
             text = write_report(self.root).read_text()
         return re.sub(r'base64,[^"]+', "", text)
 

@@ -68,7 +68,7 @@ def test_demo_leaves_what_it_promises(folder: Path, tmp_path: Path, monkeypatch:
     assert all(p.all() for p in G_ema.parameters() if p.dim() >= 2)
     rg = rgplug.attach(G, None, {"base": "rg-gan", "threshold.units": "layer_std"})
     held = state_file.load(out / "rgplug.safetensors")
-    for part in ("networks", "last_counts", "last_restored"):
+    for part in ("networks", "last_counts", "last_restored", "last_layers"):
         held[part].pop("D")
     rg.load_state_dict(held)
     with rg.masked(G_ema):

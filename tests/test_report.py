@@ -17,9 +17,10 @@ import pytest
 from report_runs import RESULTS, result, write_history, write_results
 
 from rgplug.errors import RgplugError
+from rgplug.report.figure_curves import curve, curves_figure
 from rgplug.report.figures import image_grid, training_figure
 from rgplug.report.page import write_report
-from rgplug.report.panels import Points, mean_curve, metric_curves, trade_off
+from rgplug.report.panels import Points, trade_off
 from rgplug.report.results import read_results
 
 HOSTILE = "a|b <script>alert(1)</script> $x$ & *c*"
@@ -189,14 +190,10 @@ def test_the_page_in_a_browser(report: Path) -> None:
     assert "47.00 ± 1.41" in dom
 
 
-def test_mean_curve_is_where_all_curves_have_a_value() -> None:
-    assert mean_curve([{1.0: 4.0, 2.0: 6.0}, {2.0: 8.0, 3.0: 1.0}]) == {2.0: 7.0}
-    assert mean_curve([]) == {}
-
-
 def test_panels_without_values_and_with_names_that_look_like_formulas(tmp_path: Path) -> None:
     lines = [{"epoch": 1, "metric": None}, {"epoch": 2, "metric": float("nan")}]
-    path = metric_curves({r"$\nonsense$": [lines], "none": []}, tmp_path / "a.png", metric=r"$\odd$")
+    curves = {r"$\nonsense$": [curve(lines)], "none": []}
+    path = curves_figure(curves, tmp_path / "a.png", x_label="epoch", y_label=r"$\odd$")
     assert path.stat().st_size > 1000
     points = [Points(r"$\nonsense$", (1e15, 1e17), (40.0, 42.0)), Points("b", (1e15,), (40.0,))]
     assert trade_off(points, tmp_path / "b.png", x_label="FLOPs", y_label=r"$\odd$").stat().st_size > 1000

@@ -190,7 +190,7 @@ def plan(
             values = cell.only(keys[baseline.name]).values
             at = early if early is not None or there.length is None else max(round(0.05 * there.length), 1)
             own_host = host.with_values({k: v for k, v in values.items() if k in host.names})
-            said = _keys(baseline, own_host, there, values)
+            said = _keys(baseline, own_host, there, values, ratio)
             for seed in numbers:
                 task = Task(baseline, seed, own_host, asked, there, root, rounds, ratio, at, names=names, keys=said)
                 tasks.setdefault((task.name, seed), task)
@@ -212,14 +212,12 @@ def _check_rounds(baseline: Baseline, scale: Scale, common: Mapping[str, Any], r
             check_rounds(rounds, share, asked.granularity_of(network))
 
 
-def _keys(baseline: Baseline, host: Host, scale: Scale, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result is known by besides its policy: the method, the host's options, what was asked of all methods."""
-    asked = scale.density if isinstance(scale.density, Mapping) else {"G": scale.density, "D": scale.density}
+def _keys(baseline: Baseline, host: Host, scale: Scale, values: Mapping[str, Any], ratio: Ratio) -> dict[str, Any]:
+    """What a result is known by besides its policy: the method, the host's options, what was asked of the method."""
     found: dict[str, Any] = {**options_of(host.words), "method": baseline.name}
     if scale.length is not None:
         found["length"] = scale.length
-    if baseline.policy.get("method") != "dense":
-        found |= {f"density.{net}": value for net, value in asked.items() if value is not None}
+    found |= {f"density.{net}": value for net, value in scale.asked(baseline, ratio == "density").items()}
     return {**found, **values}
 
 

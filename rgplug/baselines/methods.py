@@ -148,6 +148,25 @@ class Scale:
                 changes["target.by"] = round(0.6 * self.length)
         return schema.merge(schema.merge(policy, schema.resolve(changes, {})), baseline.own)
 
+    def asked(self, baseline: Baseline, by_density: bool) -> dict[str, float]:
+        """Network -> the density that this asks of a method; {} for one that cannot be asked.
+
+        by_density: the ratio of tickets is chosen so that their last round has that density.
+        """
+        policy = schema.resolve(dict(baseline.policy), PRESETS)
+        if self.density is None:
+            return {}
+        if baseline.procedure in ("tickets", "random-init", "random-mask"):
+            networks = ("G", "D") if by_density else ()
+            return {net: self.density_of(net) if net in baseline.networks else 1.0 for net in networks}
+        found = {}
+        for key, value in self._densities(policy).items():
+            if value is not None:
+                found[key.rpartition(".")[2]] = value
+        if "sparsity" in found:
+            return {"G": 1 - found["sparsity"], "D": 1.0}
+        return found
+
     def _densities(self, policy: Mapping[str, Any]) -> dict[str, Any]:
         wanted = dict(self.density) if isinstance(self.density, Mapping) else {"G": self.density, "D": self.density}
         if policy["method"] == "sparse":

@@ -85,7 +85,7 @@ def from_records(
         "inference_flops_dense": None if G is None else G.flops({}),
         "history": digest_of(records),
         "metrics": {name: asdict(v) for name, v in metric_values(records, at, higher_is_better).items()},
-        "phases": {name: asdict(v) for name, v in phase_bests(records, higher_is_better).items()},
+        "phases": {name: asdict(v) for name, v in phase_bests(records, higher_is_better, setup).items()},
         "seconds": elapsed[-1 if at is None else at],
         "seconds_total": elapsed[-1],
         **_sizes(setup, best),
@@ -124,15 +124,24 @@ def metric_values(records: Sequence[Line], at: int | None, higher_is_better: boo
     return found
 
 
-def phase_bests(records: Sequence[Line], higher_is_better: bool) -> dict[str, PhaseBest]:
-    """The best value in each phase in which there was one."""
+def phase_bests(records: Sequence[Line], higher_is_better: bool, setup: Setup | None = None) -> dict[str, PhaseBest]:
+    """The best value in each phase in which there was one. setup: for the parameters kept then."""
     found = {}
+    elapsed = _elapsed(records)
     for phase in PHASES:
-        own = [r for r in records if r["phase_before"] == phase]
-        at = best_index(own, higher_is_better)
+        own = [i for i, r in enumerate(records) if r["phase_before"] == phase]
+        at = best_index([records[i] for i in own], higher_is_better)
         if at is not None:
-            line = own[at]
-            found[phase] = PhaseBest(line["metric"], line["epoch"], line["real_images"], line["flops"], line["density"])
+            line = records[own[at]]
+            found[phase] = PhaseBest(
+                line["metric"],
+                line["epoch"],
+                line["real_images"],
+                line["flops"],
+                line["density"],
+                elapsed[own[at]],
+                _sizes(setup, line)["parameters_kept"],
+            )
     return found
 
 

@@ -298,7 +298,10 @@ def _result(outcome: dict[str, Any], earlier: list[dict[str, Any]] | None = None
     seconds = _sum(part for o in earlier or [] for part in (o.get("seconds_total"), o.get("seconds_before", 0)))
     rows = []
     for number, o in enumerate([*(earlier or []), outcome] if rounds else []):
-        kept = ("run", "density", "best", "real_images", "flops", "real_images_total", "flops_total")
+        kept = (
+            "run", "density", "best", "real_images", "flops", "real_images_total", "flops_total", "seconds",
+            "seconds_total", "parameters_kept",
+        )  # fmt: skip
         rows.append({"round": number, **{k: o.get(k) for k in kept}})
     return {**outcome, "before": before, "seconds_before": seconds, "rounds": rows}
 

@@ -62,6 +62,21 @@ def check_record(line: Mapping[str, Any], required: Iterable[str] = ()) -> None:
         raise Damaged(f"layers has to be an object, not {shown(layers)}")
     for network in layers:
         group(layers, network, share)
+    _check_layer_counts({} if line.get("layer_counts") is None else line["layer_counts"])
+
+
+def _check_layer_counts(found: Any) -> None:
+    """network -> weight -> [pruned, regenerated, restored]."""
+    if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+        raise Damaged(f"layer_counts has to be an object of objects, not {shown(found)}")
+    for network, own in found.items():
+        group(found, network, lambda *_: None)  # its names can be printed
+        for name, counts in own.items():
+            if not isinstance(counts, list) or len(counts) != 3:
+                raise Damaged(
+                    f"layer_counts.{shown(network)}.{shown(name)} has to be three counts, not {shown(counts)}"
+                )
+            group({"counts": dict(zip("abc", counts))}, "counts", whole)
 
 
 def digest_of(lines: Iterable[Line]) -> str:

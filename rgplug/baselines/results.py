@@ -43,6 +43,9 @@ class Round:
     flops: float | None
     real_images_total: float | None = None
     flops_total: float | None = None
+    seconds: float | None = field(default=None, compare=False)  # until the best value
+    seconds_total: float | None = field(default=None, compare=False)
+    parameters_kept: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class PhaseBest:
     real_images: float | None
     flops: float | None
     density: dict[str, float]
+    seconds: float | None = field(default=None, compare=False)
+    parameters_kept: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,9 @@ def _round(entry: Any) -> Round:
         flops=amount(entry, "flops"),
         real_images_total=amount(entry, "real_images_total"),
         flops_total=amount(entry, "flops_total"),
+        seconds=amount(entry, "seconds"),
+        seconds_total=amount(entry, "seconds_total"),
+        parameters_kept=_counts(entry, "parameters_kept"),
     )
 
 
@@ -338,6 +346,8 @@ def _phase_best(found: Any) -> PhaseBest:
         real_images=amount(found, "real_images"),
         flops=amount(found, "flops"),
         density=_densities(found),
+        seconds=amount(found, "seconds"),
+        parameters_kept=_counts(found, "parameters_kept"),
     )
 
 

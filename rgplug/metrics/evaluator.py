@@ -59,6 +59,7 @@ class Evaluator:
         seed: int = 0,  # of latents and subsets
         cache: str | os.PathLike[str] | bool | None = None,  # folder of real statistics; False: no disk
         progress: bool = True,  # a bar on rank 0
+        sheet: int = 0,  # generated images that a call leaves in `images`, the first ones that this rank makes
     ) -> None:
         distances = (distance,) if isinstance(distance, str) else tuple(distance)
         for name in distances:
@@ -81,6 +82,8 @@ class Evaluator:
         self.seed = seed
         self.cache = cache
         self.progress = progress
+        self.sheet = sheet
+        self.images: Tensor | None = None  # uint8 [N, 3, H, W] on the CPU; None: none kept, or not finite
         self._real: dict[tuple[Size, int | None], Statistics] = {}  # by size and features kept
 
     @property
@@ -156,6 +159,8 @@ class Evaluator:
         rank, world = parallel.rank(), parallel.world()
         rows: dict[Kind, list[Tensor]] = {kind: [] for kind in dict.fromkeys(map(_kind, self.distances))}
         nothing = {kind: torch.empty(0, 0) for kind in rows}
+        kept: list[Tensor] = []
+        self.images = None
         size: Size = (0, 0)
         skip = getattr(sample_fn, "skip", None)
         bar = tqdm(total=self.samples, desc=self.name, leave=False, disable=not self.progress or rank > 0)
@@ -164,6 +169,8 @@ class Evaluator:
                 if i % world == rank:
                     images = self._images(sample_fn, n)
                     size = (images.shape[2], images.shape[3])
+                    if (missing := self.sheet - sum(map(len, kept))) > 0:
+                        kept.append(images[:missing].cpu())
                     for kind, part in self._rows(images).items():
                         rows[kind].append(part)
                 elif skip is not None:
@@ -177,6 +184,7 @@ class Evaluator:
             return nothing, size, str(error) or type(error).__name__  # the other ranks wait for an answer
         finally:
             bar.close()
+        self.images = torch.cat(kept) if kept else None
         return {kind: torch.cat(parts) if parts else nothing[kind] for kind, parts in rows.items()}, size, None
 
     def _images(self, sample_fn: SampleFn, n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from rgplug.report.comparison import Spread
@@ -26,6 +26,7 @@ class Column:
     title: str
     keys: tuple[str, ...]  # columns of the CSV
     best: Callable[[Iterable[float]], float] | None = None  # min or max, where one value is better than another
+    over: tuple[str, ...] = ()  # headings above the title, from the top; equal ones side by side are one
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    heads: int = 1  # first columns that say what a row is
+    long: tuple[Mapping[str, Value], ...] | None = None  # lines of the CSV, where they are not the rows
+
+    @property
+    def levels(self) -> int:
+        """Rows of headings above the titles."""
+        return max(len(column.over) for column in self.columns)
 
     def is_best(self, row: int, column: int) -> bool:
         """Whether a cell holds the best value of its column; never where all values of the column read alike."""
@@ -70,6 +78,24 @@ def power(value: float) -> str:
 def millions(value: float) -> str:
     """40000000 -> 40.00, 320 -> 0.00032."""
     return f"{value / 1e6:.2f}" if value >= 1e6 else f"{value / 1e6:.3g}"
+
+
+def thousands(value: float) -> str:
+    """360000 -> 360, 1234 -> 1.23."""
+    return f"{value / 1e3:.0f}" if value >= 1e5 else f"{value / 1e3:.3g}"
+
+
+def duration(value: float) -> str:
+    """Seconds: 36000 -> 36000, 12.34 -> 12.3."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def count(value: float) -> str:
+    """Parameters: 4321000 -> 4.32M, 1560 -> 1.56k, 85 -> 85."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
 
 
 def text_cell(value: str) -> Cell:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rgplug.history import Line, read_history
+from rgplug.sheet import tiled
 
 __all__ = ["image_grid", "training_figure"]
 
@@ -56,21 +57,13 @@ def training_figure(
         _draw_counts(counts, lines, networks)
         _finish_axes([quality, density, *layers, counts], lines)
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        save(figure, target)
     return target
 
 
 def image_grid(images: np.ndarray, path: str | os.PathLike[str], columns: int = 8, gap: int = 2) -> Path:
     """Write images (uint8 [N, H, W, 3]) as one PNG, row by row, `gap` white pixels apart. Returns the path."""
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"image_grid wants uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}.")
-    n, h, w, _ = images.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(images):
-        y, x = index // columns * (h + gap), index % columns * (w + gap)
-        canvas[y : y + h, x : x + w] = image
+    canvas = tiled(images, columns, gap)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas).save(target)
@@ -101,6 +94,24 @@ def blank_figure(width: float, height: float, title: str | None = None) -> Itera
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold", color=INK)
         yield figure
+
+
+def legend_below(figure: Any, axis: Any, most: int = 4) -> None:
+    """The legend of a panel below it, in as many columns as its names have room for; the figure grows by its rows."""
+    handles, names = axis.get_legend_handles_labels()
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    each = 0.55 + 0.068 * max(map(len, names))  # inches of a column
+    columns = max(1, min(most, len(names), int((width - 0.2) / each)))
+    rows = -(-len(names) // columns)
+    figure.set_size_inches(width, height + 0.16 * max(rows - 2, 0))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=2.4)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; the same figure makes the same bytes."""
+    figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
 
 
 @contextmanager
@@ -185,13 +196,12 @@ def _draw_layers(axis: Any, lines: list[Line], network: str) -> Any:
     names = _layer_names(lines, network)
     table = np.array([[_of(line, "layers").get(network, {}).get(n, np.nan) for line in lines] for n in names], float)
     axis.set_title(f"density of the layers of {network}, input on top", loc="left")
-    epochs = _epochs(lines)
-    edges = np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
+    edges = epoch_edges(_epochs(lines))
     rows = np.arange(len(names) + 1) - 0.5
     image = axis.pcolormesh(edges, rows, np.ma.masked_invalid(table), cmap="cividis", vmin=0, vmax=1, rasterized=True)
     axis.invert_yaxis()
     if len(names) <= MOST_LABELS:
-        axis.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=6)
+        axis.set_yticks(range(len(names)), [short_name(name) for name in names], fontsize=6)
     else:
         axis.set_yticks([0, len(names) - 1], ["1", str(len(names))])
         axis.set_ylabel("layer")
@@ -200,7 +210,12 @@ def _draw_layers(axis: Any, lines: list[Line], network: str) -> Any:
     return image
 
 
-def _short(name: str, most: int = 26) -> str:
+def epoch_edges(epochs: np.ndarray) -> np.ndarray:
+    """Where the columns of a heat map over the epochs end: [epochs] -> [epochs + 1]."""
+    return np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
+
+
+def short_name(name: str, most: int = 26) -> str:
     """A parameter's name without what every name says; the end of it if it is long."""
     for ending in (".parametrizations.weight.original", ".weight_orig", ".weight"):
         name = name.removesuffix(ending)

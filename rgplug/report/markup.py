@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -75,20 +76,34 @@ def details(summary: str, body: str) -> str:
 
 def table(t: Table) -> str:
     """A table in a box of its own that scrolls where it is too wide; the notes below it."""
-    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in t.columns)
     rows = []
     for number, row in enumerate(t.rows):
-        cells = [f'<th scope="row">{escape(row[0].text)}</th>']
-        for index, cell in enumerate(row[1:], start=1):
+        cells = [f'<th scope="row">{escape(cell.text)}</th>' for cell in row[: t.heads]]
+        for index, cell in enumerate(row[t.heads :], start=t.heads):
             text = escape(cell.text)
             cells.append(f"<td><b>{text}</b></td>" if t.is_best(number, index) else f"<td>{text}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     source = f'<p class="source">{escape(t.source)}</p>' if t.source else ""
     return (
         f'{source}<div class="scroll" role="region" tabindex="0" aria-label="{escape(t.title)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<table><thead>{_head(t)}</thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<div class="notes">{listing(t.notes)}</div>'
     )
+
+
+def _head(t: Table) -> str:
+    """Rows of headings: those above the titles, which span the columns that they are the same for, and the titles."""
+    spans = f' rowspan="{t.levels + 1}"' if t.levels else ""
+    keys = "".join(f'<th scope="col" class="key"{spans}>{escape(c.title)}</th>' for c in t.columns[: t.heads])
+    rows = []
+    for level in range(t.levels):
+        cells = []
+        for over, columns in itertools.groupby(t.columns[t.heads :], key=lambda column: column.over[: level + 1]):
+            cells.append(f'<th scope="colgroup" class="over" colspan="{len(list(columns))}">{escape(over[-1])}</th>')
+        rows.append("".join(cells))
+    rows.append("".join(f'<th scope="col">{escape(c.title)}</th>' for c in t.columns[t.heads :]))
+    rows[0] = keys + rows[0]
+    return "".join(f"<tr>{row}</tr>" for row in rows)
 
 
 def figure(png: bytes, alt: str, caption: str, wide: bool = False) -> str:
@@ -145,6 +160,9 @@ th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap; border-bo
 thead th { background: var(--head); white-space: normal; vertical-align: bottom; font-weight: 600; min-width: 4.5rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; font-weight: 600; }
+thead tr:not(:first-child) th:first-child { position: static; text-align: right; }
+thead tr th.over, thead tr th.over:first-child { text-align: center; border-left: 1px solid var(--line); }
+thead th.key, tbody th:not(:first-child) { text-align: left; font-weight: 600; }
 thead th:first-child { background: var(--head); }
 figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; }

@@ -1,20 +1,19 @@
-"""Figures that compare methods: the metric over the epochs, and against what it cost."""
+"""The metric of methods against what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rgplug.history import Line
-from rgplug.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, blank_figure, plain, wants_log
+from rgplug.report.figure_curves import COLOURS
+from rgplug.report.figures import GREY, blank_figure, legend_below, plain, save, wants_log
 
-COLOURS = (INK, BLUE, ORANGE, GREEN, PURPLE, "#56b4e9", "#e69f00", "#882255")  # Okabe & Ito 2008; Tol: wine
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))  # one per turn through the colours
 MARKERS = "osD^vPXh"
+MOST_BESIDE, LONGEST_BESIDE = 10, 18  # names, and their characters, that there is room for beside the points
 
 
 @dataclass(frozen=True)
@@ -26,41 +25,6 @@ class Points:
     y: tuple[float, ...]
 
 
-def metric_curves(
-    methods: Mapping[str, Sequence[Sequence[Line]]],  # per method, the history lines of each seed
-    path: Path,
-    *,
-    metric: str,
-    higher_is_better: bool = False,
-) -> Path:
-    """Draw the metric of every run, thin, and each method's mean, thick, where all its curves have a value.
-
-    Epochs without a finite value are left out. Returns the path; ImportError if matplotlib is not installed.
-    """
-    with blank_figure(7.2, 3.6) as figure:
-        axis = figure.subplots()
-        for number, (name, histories) in enumerate(methods.items()):
-            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-            curves = [curve for curve in (_curve(lines) for lines in histories) if curve]
-            for curve in curves:
-                axis.plot(list(curve), list(curve.values()), color=colour, ls=dash, lw=0.7, alpha=0.5, zorder=2)
-            common = mean_curve(curves)
-            single = {"marker": "o", "ms": 3} if len(common) == 1 else {}  # a line of one point is not seen
-            label = plain(name) if curves else f"{plain(name)} (no values)"
-            axis.plot(
-                list(common), list(common.values()), color=colour, ls=dash, lw=1.6, zorder=3, label=label, **single
-            )
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(f"{plain(metric)} ({'higher' if higher_is_better else 'lower'} is better)")
-        drawn = np.array([y for line in axis.lines for y in line.get_ydata()], dtype=float)
-        if wants_log(drawn):
-            axis.set_yscale("log")
-        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-        figure.legend(loc="outside lower center", ncols=min(4, max(1, len(methods))), handlelength=2.4)
-        figure.savefig(path)
-    return path
-
-
 def trade_off(
     points: Sequence[Points],
     path: Path,
@@ -69,14 +33,15 @@ def trade_off(
     y_label: str,
     share: bool = False,  # whether x is a share, drawn from 0 to 1
 ) -> Path:
-    """Scatter plot: a small point per seed, a large labelled one for the mean of a method. Returns the path."""
+    """Scatter plot: a small point per seed, a large one for the mean of a method, with its name beside it, or in a
+    legend where names are many or long. Returns the path."""
     with blank_figure(4.8, 3.4) as figure:
         axis = figure.subplots()
         means = [(float(np.mean(p.x)), float(np.mean(p.y))) for p in points]
         for number, (p, (x, y)) in enumerate(zip(points, means)):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
             axis.plot(p.x, p.y, marker, ls="", color=colour, ms=3, alpha=0.5, mew=0, zorder=2)
-            axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3)
+            axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3, label=plain(p.name))
         axis.set_xlabel(x_label)
         axis.set_ylabel(plain(y_label))
         axis.grid(color=GREY, lw=0.3, alpha=0.5)
@@ -88,23 +53,13 @@ def trade_off(
         if wants_log(np.array([y for p in points for y in p.y])):
             axis.set_yscale("log")
         axis.margins(x=None if share else 0.12, y=0.15)
-        _label(figure, axis, [p.name for p in points], means)
-        figure.savefig(path)
+        names = [p.name for p in points]
+        if len(names) > MOST_BESIDE or max(map(len, names), default=0) > LONGEST_BESIDE:
+            legend_below(figure, axis)
+        else:
+            _label(figure, axis, names, means)
+        save(figure, path)
     return path
-
-
-def mean_curve(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
-    """Mean over the curves (epoch -> value) at the epochs that all of them have."""
-    if not curves:
-        return {}
-    common = set(curves[0]).intersection(*curves[1:])
-    return {epoch: float(np.mean([curve[epoch] for curve in curves])) for epoch in sorted(common)}
-
-
-def _curve(lines: Sequence[Line]) -> dict[float, float]:
-    """Epoch -> metric, where it is finite."""
-    found = {float(line["epoch"]): line.get("metric") for line in lines}
-    return {epoch: float(value) for epoch, value in found.items() if value is not None and np.isfinite(value)}
 
 
 PLACES = (  # where a label may stand beside its point: offset in points, and the end of the text that is there
