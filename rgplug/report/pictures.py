@@ -43,9 +43,9 @@ def picture_of(run: Run) -> Picture | None:
 
 
 def _snapshot(run: Run) -> Picture | None:
-    """StyleGAN2-ADA draws fakesNNNNNN.png in the tick in which it measures, NNNNNN thousands of real images in: in the
-    run's folder, or in a comparison in one below it. Where it went on from a checkpoint it has counted anew, in a folder
-    more, and its pictures cannot be told."""
+    """StyleGAN2-ADA draws fakesNNNNNN.png in the tick in which it measures, after NNNNNN thousand real images: in the
+    run's folder, or in a comparison in one below it. Where it went on from a checkpoint it has counted anew, in a
+    further folder, and its pictures cannot be told apart."""
     shown = run.result.real_images
     found = [path.parent for pattern in (STYLEGAN2_ADA, f"*/{STYLEGAN2_ADA}") for path in run.folder.glob(pattern)]
     if len(found) != 1 or not run.lines or run.lines[0]["epoch"] != 1 or shown is None or run.result.best is None:
