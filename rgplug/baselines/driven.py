@@ -12,7 +12,7 @@ from rgplug.baselines.compare import run
 from rgplug.baselines.methods import METHODS, Baseline, Rewind, Scale
 from rgplug.errors import RgplugError
 
-EARLIER = "tickets.json"  # in folders of versions before 0.2
+EARLIER = "tickets.json"  # in folders of earlier versions
 
 
 def drive_tickets(

@@ -36,7 +36,7 @@ def is_augmented(result: Result) -> bool:
 
 def round_rows(method: Method) -> list[Method]:
     """NAME@20%, one for each round but the dense one, by the share of G (else of D) that is pruned; [] where the costs
-    of rounds are not known, which versions before 0.2 did not keep. Costs are cumulative: all rounds before, whole."""
+    of rounds are not known, which earlier versions did not keep. Costs are cumulative: all rounds before, whole."""
     runs = [run for run in method.runs if run.result.rounds]
     known = [r for run in runs for r in run.result.rounds]
     if not known or any(r.real_images_total is None or r.flops_total is None for r in known):
