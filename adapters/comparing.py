@@ -53,10 +53,10 @@ BIGGAN = Options(
     ("--resume",),
 )
 FASTGAN = Options(
-    ("--output_path={out}", "--name=run"),
+    ("--output_path={out}", "--name=seed_{seed}"),  # the host takes no seed: its adapter reads RGPLUG_SEED
     ("output_path", "name"),
     "iter",
-    "train_results/run/models/all_*.pth",
+    "train_results/*/models/all_*.pth",
     ("--ckpt={checkpoint}",),
 )
 

@@ -42,6 +42,14 @@ def example(where: Path, name: str) -> Path:
     return path
 
 
+def few_samples(where: Path, data: Path) -> Path:
+    """The example's policy for FastGAN, measured on fewer images than anybody would."""
+    policy = {"base": str(EXAMPLES / "policies" / "fastgan.yaml")}
+    metric = {"real": str(data), "samples": 4, "batch": 4, "features": "efficientnet_lite0"}
+    (where / "policy.yaml").write_text(yaml.safe_dump({**policy, "metric": metric}))
+    return where / "policy.yaml"
+
+
 def check(out: Path, *, rounds: int = 3) -> dict[str, Any]:
     """What the command leaves: equal densities, costs over all rounds, and a report."""
     results = {r.method: r for r in read_results(out)}
@@ -90,17 +98,32 @@ def test_stylegan2_ada_against_a_ticket(tmp_path: Path) -> None:
 def test_fastgan_against_a_ticket(tmp_path: Path) -> None:
     run = HostRun("fastgan", tmp_path)
     data, out = shapes(tmp_path, 256, count=4), tmp_path / "runs"
-    policy = {"base": str(EXAMPLES / "policies" / "fastgan.yaml")}
-    policy |= {"metric": {"real": str(data), "samples": 4, "batch": 4, "features": "efficientnet_lite0"}}
-    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+    policy = few_samples(tmp_path, data)
     run(
         example(tmp_path, "fastgan_patch"), checkout("fastgan", tmp_path), "--compare", "dense,rg-gan,tickets",
-        "--rounds", "3", "--seeds", "1", "--out", out, "--policy", tmp_path / "policy.yaml", "--install", "every=2",
+        "--rounds", "3", "--seeds", "1", "--out", out, "--policy", policy, "--install", "every=2",
         "--", f"--path={data}", "--batch_size=4", "--im_size=256", "--workers=0", "--save_interval=1", "--iter=4",
     )  # fmt: skip
     results = check(out)
     assert {r.metric for r in results.values()} == {"fd_efficientnet_lite0"}
-    assert (out / "rg-gan/seed_0/train_results/run/models/all_4.pth").is_file()
+    assert (out / "rg-gan/seed_0/train_results/seed_0/models/all_4.pth").is_file()
+
+
+@pytest.mark.host
+def test_fastgan_is_seeded_by_the_comparison(tmp_path: Path) -> None:
+    """The host has no option for it: the same seed gives the same records in another folder, another seed others."""
+    run, repository = HostRun("fastgan", tmp_path), checkout("fastgan", tmp_path)
+    data = shapes(tmp_path, 256, count=8)
+    found = []
+    for name, seeds in (("a", "1"), ("b", "2")):
+        run(
+            example(tmp_path, "fastgan_patch"), repository, "--compare", "dense", "--seeds", seeds,
+            "--policy", few_samples(tmp_path, data), "--out", tmp_path / name, "--install", "every=3",
+            "--", f"--path={data}", "--batch_size=4", "--im_size=256", "--workers=0", "--save_interval=1", "--iter=5",
+        )  # fmt: skip
+        found.append({r.seed: r.final for r in read_results(tmp_path / name)})
+    assert found[0][0] == found[1][0]
+    assert found[1][0] != found[1][1]
 
 
 # ----------------------------------------------------------------------------

@@ -75,7 +75,8 @@ class Command:
         if len(seeds) > 1 and "seed" not in names:
             raise RgplugError(
                 f"the command {' '.join(self.command)!r} has no {{seed}} in it, so its {len(seeds)} seeds would be the "
-                "same run; put {seed} where the script takes its seed, or ask for one seed"
+                "same run; put {seed} where the script takes its seed (where it reads RGPLUG_SEED itself, write env "
+                "RGPLUG_SEED={seed} before it), or ask for one seed"
             )
         unknown = [name for name in self.names if name not in OWN and name not in self.values]
         if unknown:

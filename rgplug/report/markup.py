@@ -93,18 +93,17 @@ def table(t: Table) -> str:
 
 def _head(t: Table) -> str:
     """Rows of headings: those above the titles, which span the columns that they are the same for, and the titles."""
+    spans = f' rowspan="{t.levels + 1}"' if t.levels else ""
+    keys = "".join(f'<th scope="col" class="key"{spans}>{escape(c.title)}</th>' for c in t.columns[: t.heads])
     rows = []
     for level in range(t.levels):
         cells = []
-        if level == 0:
-            spans = f' rowspan="{t.levels + 1}"'
-            cells = [f'<th scope="col"{spans}>{escape(column.title)}</th>' for column in t.columns[: t.heads]]
         for over, columns in itertools.groupby(t.columns[t.heads :], key=lambda column: column.over[: level + 1]):
             cells.append(f'<th scope="colgroup" class="over" colspan="{len(list(columns))}">{escape(over[-1])}</th>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    titles = t.columns[t.heads :] if t.levels else t.columns
-    last = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in titles)
-    return "".join(rows) + f"<tr>{last}</tr>"
+        rows.append("".join(cells))
+    rows.append("".join(f'<th scope="col">{escape(c.title)}</th>' for c in t.columns[t.heads :]))
+    rows[0] = keys + rows[0]
+    return "".join(f"<tr>{row}</tr>" for row in rows)
 
 
 def figure(png: bytes, alt: str, caption: str, wide: bool = False) -> str:
@@ -163,7 +162,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; font-weight: 600; }
 thead tr:not(:first-child) th:first-child { position: static; text-align: right; }
 thead tr th.over, thead tr th.over:first-child { text-align: center; border-left: 1px solid var(--line); }
-tbody th:not(:first-child) { text-align: left; font-weight: 600; }
+thead th.key, tbody th:not(:first-child) { text-align: left; font-weight: 600; }
 thead th:first-child { background: var(--head); }
 figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; }
