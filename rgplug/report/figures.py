@@ -96,6 +96,16 @@ def blank_figure(width: float, height: float, title: str | None = None) -> Itera
         yield figure
 
 
+def few_labels(axis: Any) -> None:
+    """On a logarithmic x axis, between powers of ten only 2 and 5 are named: all names would overlap."""
+
+    def name(value: float, _: object) -> str:
+        digit, power = f"{value:.0e}".split("e")
+        return rf"${digit}\times10^{{{int(power)}}}$" if digit in ("2", "5") else ""
+
+    axis.xaxis.set_minor_formatter(name)
+
+
 def legend_below(figure: Any, axis: Any, most: int = 4) -> None:
     """The legend of a panel below it, in as many columns as its names have room for; the figure grows by its rows."""
     handles, names = axis.get_legend_handles_labels()

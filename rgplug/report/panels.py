@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgplug.report.figure_curves import COLOURS
-from rgplug.report.figures import GREY, blank_figure, legend_below, plain, save, wants_log
+from rgplug.report.figures import GREY, blank_figure, few_labels, legend_below, plain, save, wants_log
 
 MARKERS = "osD^vPXh"
 MOST_BESIDE, LONGEST_BESIDE = 10, 18  # names, and their characters, that there is room for beside the points
@@ -50,6 +50,7 @@ def trade_off(
             axis.set_xlim(-0.03, 1.03)
         elif wants_log(np.array([x for p in points for x in p.x])):
             axis.set_xscale("log")
+            few_labels(axis)
         if wants_log(np.array([y for p in points for y in p.y])):
             axis.set_yscale("log")
         axis.margins(x=None if share else 0.12, y=0.15)
