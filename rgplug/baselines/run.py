@@ -101,7 +101,10 @@ class Training:
 
 def policy_of(common: Mapping[str, Any], method: Mapping[str, Any]) -> Policy:
     """The policy that a training will have, but for what the host adds; wrong keys are found before anything runs."""
-    return Policy.pooled(applicable(schema.resolve(dict(common), PRESETS), method), method)
+    keys = schema.resolve(dict(common), PRESETS)
+    if keys.get("snapshots"):  # they go to the run's own folder
+        keys = schema.merge(keys, {"snapshots": {"folder": "."}})
+    return Policy.pooled(applicable(keys, method), method)
 
 
 def same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
