@@ -326,3 +326,20 @@ def test_a_result_is_known_by_the_densities_that_its_method_can_be_asked_for(
 ) -> None:
     scale = Scale({"G": 0.1, "D": 0.3})
     assert scale.asked(METHODS[method], by_density) == pytest.approx(asked)
+
+
+@pytest.mark.parametrize("finish", ["sparse", "dense"])
+def test_finish_and_the_best_of_each_phase_in_a_comparison(tmp_path: Path, finish: str) -> None:
+    """What a run leaves for others is as the policy's finish says; the best snapshots are as they were measured."""
+    policy = {**POLICY, "finish": finish, "snapshots.best": True}
+    (result,) = compare(["rg-gan"], train, build, out=tmp_path, **{**EVERYTHING, "policy": policy})
+    folder = tmp_path / result.run
+    best = read(folder / "best_sparse.safetensors")
+    assert best["evaluation"]["metric"] == result.phases["sparse"].best == result.best
+
+    def zeros(pair: dict[str, Any]) -> float:
+        weights = [t for name, t in pair["G"].items() if name.endswith("weight") and t.dim() > 1]
+        return sum(int((t == 0).sum()) for t in weights) / sum(t.numel() for t in weights)
+
+    assert zeros(best["pair"]) == pytest.approx(1 - result.density["G"], abs=1e-3)
+    assert (zeros(read(folder / "trained.safetensors")["pair"]) > 0.4) == (finish == "sparse")
