@@ -10,7 +10,7 @@ import pytest
 from figures_drawn import Axes, drawn  # noqa: F401
 from scipy import stats
 
-from rgplug.report.figure_curves import EPOCHS, FLOPS, IMAGES, SECONDS, curve, curves_figure, mean_curve
+from rgplug.report.figure_curves import EPOCHS, FLOPS, IMAGES, SECONDS, curve, curves_figure, draw_curves, mean_curve
 from rgplug.report.intervals import interval, t_quantile
 
 
@@ -84,3 +84,18 @@ def test_an_interval_is_that_of_the_mean() -> None:
     low, high = stats.t.interval(0.95, 2, statistics.fmean(values), stats.sem(values))
     assert (found.mean, found.low, found.high) == (6.0, pytest.approx(low), pytest.approx(high))
     assert interval([4.0]).low is None
+
+
+def test_a_method_has_one_colour_in_every_figure() -> None:
+    """A figure without some of the methods draws the others as the figures with all of them do."""
+    from matplotlib.figure import Figure
+
+    curves = {name: [{1.0: (1.0, 2.0), 2.0: (2.0, 1.0)}] for name in ("dense", "rg-gan", "tickets")}
+    colours: dict[str, set[str]] = {}
+    for shown in (curves, {"tickets": curves["tickets"]}):
+        axis = Figure().subplots()
+        draw_curves(axis, shown, order=list(curves))
+        for line in axis.lines:
+            colours.setdefault(str(line.get_label()), set()).add(str(line.get_color()))
+    assert len(colours["tickets"]) == 1
+    assert colours["tickets"] != colours["dense"]

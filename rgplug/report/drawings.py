@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rgplug import files
 from rgplug.baselines.results import Result
@@ -164,16 +165,20 @@ def _metric_curves(c: Comparison) -> Iterator[Drawing]:
             f"{name} against {over}{words}: every run thin, the mean of a method thick, where all its runs have a "
             "value.",
             f"{name} against {over}. {_best_values(c)}",
-            _draw_curves(curves, against.label, f"{name} ({towards} is better)", wide=against is EPOCHS),
+            _draw_curves(c, curves, against.label, f"{name} ({towards} is better)", wide=against is EPOCHS),
             wide=against is EPOCHS,
         )
 
 
 def _draw_curves(
-    curves: dict[str, list[Curve]], x_label: str, y_label: str, share: bool = False, wide: bool = False
+    c: Comparison, curves: dict[str, list[Curve]], x_label: str, y_label: str, share: bool = False, wide: bool = False
 ) -> Callable[[Path], object]:
-    width = 7.2 if wide else 4.9
-    return lambda path: curves_figure(curves, path, x_label=x_label, y_label=y_label, share=share, width=width)
+    keys: dict[str, Any] = {"x_label": x_label, "y_label": y_label, "share": share, "width": 7.2 if wide else 4.9}
+    return lambda path: curves_figure(curves, path, order=_order(c), **keys)
+
+
+def _order(c: Comparison) -> list[str]:
+    return [m.name for m in c.methods]
 
 
 def _curve(run: Run, against: Against) -> Curve:
@@ -200,7 +205,9 @@ def _trade_offs(c: Comparison) -> Iterator[Drawing]:
                 f"best-over-{key}",
                 f"{name} against {label}{more}: a small point per seed, a large one for the mean.",
                 f"{name} against {label}: " + ", ".join(p.name for p in points),
-                lambda path: trade_off(points, path, x_label=label, y_label=name, share=key == "density"),
+                lambda path: trade_off(
+                    points, path, x_label=label, y_label=name, share=key == "density", order=_order(c)
+                ),
             )
 
     yield from panel("density", lambda run: run.density.get("G"), "density of G at the best value")
@@ -286,7 +293,7 @@ def _ever_active(c: Comparison) -> Iterator[Drawing]:
                 "over-parametrization)."
                 + (f" All of them from the beginning on: {', '.join(always)}." if always else ""),
                 f"Share of weights of {network} ever active: " + ", ".join(curves),
-                _draw_curves(curves, EPOCHS.label, f"ever active, {network}", share=True),
+                _draw_curves(c, curves, EPOCHS.label, f"ever active, {network}", share=True),
             )
 
 

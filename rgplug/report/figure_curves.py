@@ -81,11 +81,12 @@ def curves_figure(
     y_label: str,
     share: bool = False,  # whether y is a share, drawn from 0 to 1
     width: float = 7.2,  # inches
+    order: Sequence[str] = (),  # all methods of the report: the place of a method decides its colour in every figure
 ) -> Path:
     """Draw every run, thin, and each method's mean, thick. Returns the path; ImportError without matplotlib."""
     with blank_figure(width, 3.6) as figure:
         axis = figure.subplots()
-        draw_curves(axis, methods)
+        draw_curves(axis, methods, order=order)
         axis.set_xlabel(x_label)
         axis.set_ylabel(plain(y_label))
         if not any(len(line.get_xdata()) for line in axis.lines):
@@ -103,9 +104,13 @@ def curves_figure(
     return path
 
 
-def draw_curves(axis: Any, methods: Mapping[str, Sequence[Curve]], label: bool = True) -> None:
-    """All curves of a panel. label: whether the means get a name in the legend."""
-    for number, (name, all_curves) in enumerate(methods.items()):
+def draw_curves(
+    axis: Any, methods: Mapping[str, Sequence[Curve]], label: bool = True, order: Sequence[str] = ()
+) -> None:
+    """All curves of a panel. label: whether the means get a name in the legend. order: as for `curves_figure`."""
+    places = {name: number for number, name in enumerate(dict.fromkeys([*order, *methods]))}
+    for name, all_curves in methods.items():
+        number = places[name]
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         curves = [c for c in all_curves if c]
         for c in curves:

@@ -32,13 +32,16 @@ def trade_off(
     x_label: str,
     y_label: str,
     share: bool = False,  # whether x is a share, drawn from 0 to 1
+    order: Sequence[str] = (),  # all methods of the report: the place of a method decides its colour in every figure
 ) -> Path:
     """Scatter plot: a small point per seed, a large one for the mean of a method, with its name beside it, or in a
     legend where names are many or long. Returns the path."""
     with blank_figure(4.8, 3.4) as figure:
         axis = figure.subplots()
         means = [(float(np.mean(p.x)), float(np.mean(p.y))) for p in points]
-        for number, (p, (x, y)) in enumerate(zip(points, means)):
+        places = {name: number for number, name in enumerate(dict.fromkeys([*order, *(p.name for p in points)]))}
+        for p, (x, y) in zip(points, means):
+            number = places[p.name]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
             axis.plot(p.x, p.y, marker, ls="", color=colour, ms=3, alpha=0.5, mew=0, zorder=2)
             axis.plot(x, y, marker, ls="", color=colour, ms=7, mec="white", mew=0.7, zorder=3, label=plain(p.name))
