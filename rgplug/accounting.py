@@ -13,7 +13,6 @@ from rgplug.errors import RgplugError
 from rgplug.metrics import LayerMacs, layer_macs, training_flops_per_step
 from rgplug.metrics.sampling import example_inputs
 from rgplug.policy import Policy
-from rgplug.run_setup import by_module
 
 if TYPE_CHECKING:
     from rgplug.network import Network
@@ -100,7 +99,7 @@ class Accounting:
         macs = self.macs.get(network)
         if macs is None:
             return None, None
-        return macs.flops(by_module(layers, macs)), macs.flops()
+        return macs.flops(macs.of_weights(layers)), macs.flops()
 
     def _mean_density(self, network: str) -> dict[str, float]:
         """Density of each layer, by module name, averaged over the iterations so far."""
@@ -110,7 +109,7 @@ class Accounting:
         means = [
             total / w.steps if w.steps else 1.0 for total, w in zip(net.counts.density_steps.tolist(), net.weights)
         ]
-        return by_module(dict(zip((w.name for w in net.weights), means)), self.macs[network])
+        return self.macs[network].of_weights(dict(zip((w.name for w in net.weights), means)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"shown": self._shown}

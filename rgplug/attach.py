@@ -28,7 +28,6 @@ from rgplug.methods.sparse import Sparse
 from rgplug.modes import outside_inference
 from rgplug.network import Network
 from rgplug.policy import NetworkPolicy, Policy, from_environment
-from rgplug.run_setup import Setup
 from rgplug.snapshot import Start
 from rgplug.units import Units
 from rgplug.wrappers import unwrap
@@ -76,7 +75,7 @@ def attach(
             drawn = not any(w.waits for w in net.weights)
             if drawn and net.sparse and policy.method == "rg-gan" and policy.threshold.init > 0:
                 net.refresh_all()
-        controller.journal.begin(policy.run_dir, lambda: Setup.of(controller))
+        controller.journal.begin(policy.run_dir, controller.setup)
         controller.journal.open(policy)  # after all that can fail: others see it
         undo.pop_all()
     for module in modules.values():

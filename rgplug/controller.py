@@ -226,7 +226,7 @@ class Controller:
             record,
             resumed=len(self.records) == 1,
             save=self.save,
-            setup=lambda: Setup.of(self),
+            setup=self.setup,
             images=images,
             higher_is_better=self.policy.higher_is_better,
         )
@@ -543,6 +543,11 @@ class Controller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+    def setup(self) -> Setup:
+        """What the run is, as setup.json in its folder says it."""
+        accounting = self.accounting
+        return Setup.of(self.policy, self.modules, self.networks, accounting.batch, accounting.macs)
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from rgplug import files
 from rgplug.checks import amount, group, has, needed, whole, word
 from rgplug.errors import RgplugError
@@ -21,7 +23,8 @@ from rgplug.version import __version__
 from rgplug.wrappers import unwrap
 
 if TYPE_CHECKING:
-    from rgplug.controller import Controller
+    from rgplug.network import Network
+    from rgplug.policy import Policy
 
 SETUP = "setup.json"
 ADVICE = "delete this file, and run again what it belongs to"
@@ -46,7 +49,7 @@ class NetworkFacts:
 
     def flops(self, layers: Mapping[str, float]) -> float | None:
         """FLOPs of one image through the network at these densities of its weights, 2 MAC x density of the layer."""
-        return None if self.macs is None else self.macs.flops(by_module(layers, self.macs))
+        return None if self.macs is None else self.macs.flops(self.macs.of_weights(layers))
 
     def proportional_flops(self, density: float) -> float | None:
         """The published convention (STU-GAN, Table 2): dense FLOPs x the density of the managed weights together."""
@@ -66,21 +69,27 @@ class Setup:
     higher_is_better: bool
 
     @staticmethod
-    def of(controller: Controller) -> Setup:
+    def of(
+        policy: Policy,
+        modules: Mapping[str, nn.Module],
+        networks: Mapping[str, Network],  # those of them that are managed
+        batch: Mapping[str, int | None],
+        macs: Mapping[str, LayerMacs],  # as far as they are known
+    ) -> Setup:
         """That of a run as it is now."""
-        policy, accounting = controller.policy, controller.accounting
-        networks = {
+        facts = {
             label: NetworkFacts(
                 type(unwrap(module)).__name__,
                 sum(p.numel() for p in module.parameters()),
-                {w.name: w.numel for w in controller.networks[label].weights} if label in controller.networks else {},
-                accounting.macs.get(label),
+                {w.name: w.numel for w in networks[label].weights} if label in networks else {},
+                macs.get(label),
             )
-            for label, module in controller.modules.items()
+            for label, module in modules.items()
         }
         samples = None if policy.metric is None else policy.metric.samples
-        batch = dict(accounting.batch)
-        return Setup(__version__, tuple(sys.argv), policy.to_dict(), networks, batch, samples, policy.higher_is_better)
+        return Setup(
+            __version__, tuple(sys.argv), policy.to_dict(), facts, dict(batch), samples, policy.higher_is_better
+        )
 
     def write(self, folder: Path) -> None:
         """Write setup.json whole. OSError where that is not possible."""
@@ -97,16 +106,6 @@ class Setup:
             return _read(content)
         except Damaged as error:
             raise RgplugError(f"{path} is damaged: {error}; {ADVICE}") from None
-
-
-def by_module(layers: Mapping[str, float], macs: LayerMacs) -> dict[str, float]:
-    """Densities of weights as densities of the modules that own them, for those that multiply."""
-    found: dict[str, float] = {}
-    for weight, density in layers.items():
-        module = weight.rpartition(".parametrizations.")[0] or weight.rpartition(".")[0]
-        if module in macs.layers:
-            found.setdefault(module, density)  # a managed bias comes after its weight
-    return found
 
 
 def _read(content: Mapping[str, Any]) -> Setup:

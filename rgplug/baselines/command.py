@@ -17,18 +17,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rgplug import reading, schema
+from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.policy import ENVIRONMENT, SEED
 from rgplug.run_setup import SETUP
 from rgplug.sealed import write_whole
-
-if TYPE_CHECKING:
-    from rgplug.baselines.run import Training
 
 OUTPUT = "output.txt"
 POLICY = "policy.yaml"
@@ -98,15 +96,15 @@ class Command:
     def with_values(self, values: Mapping[str, Any]) -> Command:
         return replace(self, values=values)
 
-    def train(self, training: Training, held: int | None) -> None:
+    def train(self, job: Job, held: int | None) -> None:
         """Run the command once. held: the claim's descriptor. Raises RgplugError where it fails or leaves nothing."""
-        folder = training.folder
-        policy = self._policy(training)
-        if training.init_seed is not None:
-            policy["start"] = {"weights": str(self._first_weights(training, held))}
+        folder = job.folder
+        policy = self._policy(job)
+        if job.init_seed is not None:
+            policy["start"] = {"weights": str(self._first_weights(job, held))}
         if not (folder / HISTORY).is_file():
             (folder / SETUP).unlink(missing_ok=True)  # of a run that ended before its first evaluation
-        status, said = self._run(training, folder, training.seed, policy, held)
+        status, said = self._run(job, folder, job.seed, policy, held)
         if status:
             raise RgplugError(f"the command {_ended(status)}{said}; its output is in {folder / OUTPUT}")
         if not (folder / SETUP).is_file():
@@ -120,17 +118,15 @@ class Command:
                 f"{HISTORY}; its output is in {folder / OUTPUT}"
             )
 
-    def _policy(self, training: Training) -> dict[str, Any]:
+    def _policy(self, job: Job) -> dict[str, Any]:
         """Keys that replace those of the script's policy in this run."""
-        common = applicable(schema.resolve(dict(training.common), {}), training.policy)
-        keys = schema.merge(schema.merge(OFF, common), training.policy)
-        return {**keys, "run_dir": str(training.folder)}
+        common = applicable(schema.resolve(dict(job.common), {}), job.policy)
+        keys = schema.merge(schema.merge(OFF, common), job.policy)
+        return {**keys, "run_dir": str(job.folder)}
 
-    def _run(
-        self, training: Training, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None
-    ) -> tuple[int, str]:
+    def _run(self, job: Job, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None) -> tuple[int, str]:
         """Exit status, and the last line that it printed, as a part of a sentence."""
-        with self._started(training, folder, seed, policy, held) as child:
+        with self._started(job, folder, seed, policy, held) as child:
             try:
                 status = child.wait()
             except BaseException:  # Ctrl-C, whatever else: nothing is left running
@@ -140,10 +136,10 @@ class Command:
         return status, f" ({last})" if last else ""
 
     def _started(
-        self, training: Training, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None
+        self, job: Job, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None
     ) -> subprocess.Popen[bytes]:
         write_whole(folder / POLICY, reading.dump(schema.plain(policy)))
-        values = {"out": folder, "seed": seed, "round": training.round}
+        values = {"out": folder, "seed": seed, "round": job.round}
         words = filled(self.words, values)
         newest = newest_of(folder, self.checkpoint) if self.checkpoint and (folder / HISTORY).is_file() else None
         if newest is not None:
@@ -166,28 +162,28 @@ class Command:
             except OSError as error:
                 raise RgplugError(f"the command {words[0]!r} cannot be run: {error.strerror}") from error
 
-    def _first_weights(self, training: Training, held: int | None) -> Path:
+    def _first_weights(self, job: Job, held: int | None) -> Path:
         """The networks of another seed before their first step: the command is started with that seed, and ended as
         soon as it has stepped once."""
         if "seed" not in self.names:
             raise RgplugError(
-                f"{training.method} needs the networks of another initialization: put {{seed}} into the command where "
+                f"{job.method} needs the networks of another initialization: put {{seed}} into the command where "
                 "the script takes its seed"
             )
-        assert training.init_seed is not None
-        folder = training.folder / FIRST
+        assert job.init_seed is not None
+        folder = job.folder / FIRST
         path = folder / "initial.safetensors"
         if path.is_file():
             return path
         policy = {
-            **self._policy(training),
+            **self._policy(job),
             "method": "dense",
             "masks": {},
             "run_dir": str(folder),
             "snapshots": {"folder": str(folder), "optimizers": False},
         }
         del policy["masks"]
-        with self._started(training, folder, training.init_seed, policy, held) as child:
+        with self._started(job, folder, job.init_seed, policy, held) as child:
             try:
                 while child.poll() is None and not path.is_file():
                     time.sleep(0.05)
@@ -195,8 +191,7 @@ class Command:
                 _end(child)
         if not path.is_file():
             raise RgplugError(
-                f"the command with seed {training.init_seed} ended before its first step; "
-                f"its output is in {folder / OUTPUT}"
+                f"the command with seed {job.init_seed} ended before its first step; its output is in {folder / OUTPUT}"
             )
         return path
 

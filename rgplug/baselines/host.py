@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,15 +15,13 @@ from torch import nn
 import rgplug
 from rgplug import schema
 from rgplug.baselines.command import Command, filled, placeholders
+from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.inspection import import_file
 from rgplug.policy import PRESETS, Policy
-
-if TYPE_CHECKING:
-    from rgplug.baselines.run import Training
 
 Build = Callable[[], tuple[nn.Module, nn.Module]]
 Train = Callable[..., Any]
@@ -48,9 +46,9 @@ class Functions:
     def check(self, seeds: Sequence[int]) -> None:
         """Functions can be called for any seed."""
 
-    def train(self, training: Training, held: int | None) -> None:
+    def train(self, job: Job, held: int | None) -> None:
         """Train once, in this process, which holds the claim."""
-        _call(self.functions(), training)
+        _call(self.functions(), job)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -102,9 +100,9 @@ class HostFile:
         """Raise RgplugError for a file that is no host, before anything runs."""
         self.functions()
 
-    def train(self, training: Training, held: int | None) -> None:
+    def train(self, job: Job, held: int | None) -> None:
         """Train once, in this process, which holds the claim."""
-        _call(self.functions(), training)
+        _call(self.functions(), job)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,15 +112,15 @@ class HostFile:
 Host = Functions | HostFile | Command
 
 
-def _call(functions: tuple[Build, Train], training: Training) -> None:
+def _call(functions: tuple[Build, Train], job: Job) -> None:
     """The host's train, with attach in it. Raises RgplugError where it fails or attaches nothing."""
     build, train = functions
-    attach = Attachment(training.common, {**training.policy, "run_dir": str(training.folder)})
+    attach = Attachment(job.common, {**job.policy, "run_dir": str(job.folder)})
     try:
-        train(checked(build, training.init_seed), attach, training.seed, training.folder)
+        train(checked(build, job.init_seed), attach, job.seed, job.folder)
         if attach.controller is None:
             raise RgplugError("the host's train never called attach(G, D), so nothing was measured")
-        if not (training.folder / HISTORY).is_file():
+        if not (job.folder / HISTORY).is_file():
             raise RgplugError("the host's train never called end_epoch, so there is no evaluation to compare")
     except (RgplugError, KeyboardInterrupt):
         raise

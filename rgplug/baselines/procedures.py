@@ -124,7 +124,15 @@ class Task:
         if "snapshots" in changes or asked:
             policy["snapshots"] = {**(asked or {}), **changes.get("snapshots", {}), "folder": str(folder)}
         return Training(
-            self.host, self.common, policy, self.name, self.seed, folder, self.root, round=number, keys=self.keys
+            host=self.host,
+            common=self.common,
+            policy=policy,
+            method=self.name,
+            seed=self.seed,
+            folder=folder,
+            root=self.root,
+            round=number,
+            keys=self.keys,
         )
 
     def _round(self, number: int) -> Training:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rgplug import schema
 from rgplug.baselines.host import Host
+from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
 from rgplug.baselines.outcome import outcome_of
 from rgplug.baselines.results import RESULT, read_result
@@ -25,19 +26,12 @@ SPEC = "run.json"
 ASIDE = ("log", "snapshots")  # keys of a policy that change nothing about the result
 
 
-@dataclass(frozen=True)
-class Training:
-    """What is trained: everything that decides what comes out."""
+@dataclass(frozen=True, kw_only=True)
+class Training(Job):
+    """A job for a host, which is done once: everything that decides what comes out."""
 
     host: Host
-    common: Mapping[str, Any]
-    policy: Mapping[str, Any]
-    method: str
-    seed: int
-    folder: Path  # of this training
     root: Path  # of the comparison
-    init_seed: int | None = None  # networks initialized from this seed, the rest of the run from `seed`
-    round: int = 0  # of tickets
     keys: Mapping[str, Any] = field(default_factory=dict)  # what its result is known by besides its policy
 
     @property

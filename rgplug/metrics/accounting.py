@@ -47,6 +47,15 @@ class LayerMacs:
         rest = self.total - sum(self.layers.values())
         return 2.0 * (rest + sum(macs * kept[name] for name, macs in self.layers.items()))
 
+    def of_weights(self, densities: Mapping[str, float]) -> dict[str, float]:
+        """Densities of weights, by their names, as densities of the layers that own them, for `flops`."""
+        found: dict[str, float] = {}
+        for weight, density in densities.items():
+            layer = weight.rpartition(".parametrizations.")[0] or weight.rpartition(".")[0]
+            if layer in self.layers:
+                found.setdefault(layer, density)  # a managed bias comes after its weight
+        return found
+
     def __str__(self) -> str:
         width = max([len(name) for name in self.layers] + [5])
         rows = [f"{name:<{width}}  {macs:>16,.0f}" for name, macs in self.layers.items()]
