@@ -379,4 +379,7 @@ def from_environment(policy: Policy) -> Policy:
     own = frozenset(key for key in policy.own_keys if effect.reads(keys["method"], key))
     kept = {k: v for k, v in schema.leaves(policy.to_dict()).items() if k in own or effect.is_common(k)}
     new = Policy.pooled(schema.resolve(kept, {}), keys)
-    return replace(new, _own=own | new.own_keys)  # an adapter's policy comes through here twice
+    # an adapter's policy comes through here twice; keys for a network that the method leaves alone are not held against
+    # a script that was written for another one
+    own = frozenset(key for key in own if not effect.without_effect(new, key))
+    return replace(new, _own=own | new.own_keys)

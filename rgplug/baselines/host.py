@@ -16,6 +16,7 @@ import rgplug
 from rgplug import schema
 from rgplug.baselines.command import Command, filled, placeholders
 from rgplug.baselines.methods import applicable
+from rgplug.baselines.over_host import over_host
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
@@ -159,8 +160,8 @@ class Attachment:
         if self.controller is not None:
             raise RgplugError("the host's train called attach twice in one run; a run has one pair of networks")
         own = schema.resolve(policy or {}, PRESETS)
-        layers = [applicable(keys, self._method) for keys in (own, self._common)]
-        self.controller = rgplug.attach(G, D, Policy.pooled(*layers, self._method), optimizers)
+        own, common = (applicable(keys, self._method) for keys in (own, self._common))
+        self.controller = rgplug.attach(G, D, Policy.pooled(own, over_host(common, self._method)), optimizers)
         return self.controller
 
 
