@@ -19,6 +19,8 @@ from hosts_of_comparisons import LENGTH, POLICY, build, train
 from rgplug import RgplugError
 from rgplug.baselines import compare, read_results
 from rgplug.baselines.claims import Claim
+from rgplug.baselines.command import filled
+from rgplug.baselines.grid import Cell
 from rgplug.baselines.status import status_of
 from rgplug.cli import main
 from rgplug.data import robots
@@ -262,6 +264,18 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
     assert found["pf-global@share=0.1:0"].before["real_images"] == 48
 
 
+def test_values_reach_the_command_as_they_are_typed() -> None:
+    words = ["--mirror={mirror}", "--lr", "{lr}", "--cond", "{cond}"]
+    assert filled(words, {"mirror": True, "lr": 1e-4, "cond": None}) == [
+        "--mirror=true",
+        "--lr",
+        "0.0001",
+        "--cond",
+        "null",
+    ]
+    assert Cell({"mirror": False}).name("dense") == "dense@mirror=false"
+
+
 @pytest.mark.parametrize(
     ("grid", "sentence"),
     [
@@ -270,6 +284,8 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
         ({"density.G": []}, "give a list of values"),
         ({"density.G": [0.1, 0.1]}, "has a value of 'density.G' twice"),
         ({"density.G": [2.0]}, "the density is 2"),
+        ({"seed": [1, 2]}, "the grid has 'seed', which each run has its own of; give --seeds N"),
+        ({"out": ["a", "b"]}, "the grid has 'out', which each run has its own of; give one --out for all runs"),
     ],
 )
 def test_bad_grids(tmp_path: Path, grid: Any, sentence: str) -> None:
@@ -291,6 +307,7 @@ def test_bad_grids(tmp_path: Path, grid: Any, sentence: str) -> None:
             "ends with an error",
             r"the command ended with status 1 \(ValueError: the loader found no images\); its output",
         ),
+        ("empties its folder", r"the command has emptied or removed its folder .*; give it a folder below, {out}/run"),
     ],
 )
 def test_commands_that_leave_nothing(tmp_path: Path, fault: str, sentence: str) -> None:
@@ -302,6 +319,26 @@ def test_commands_that_leave_nothing(tmp_path: Path, fault: str, sentence: str) 
         p: t for p, t in before.items() if p.name == "results.jsonl"
     }
     assert set(rows(tmp_path)) == {"dense:0"}
+
+
+def test_a_command_that_writes_files_called_as_ours(tmp_path: Path) -> None:
+    command = [*COMMAND, "--fault", "writes run.json"]
+    compare(["dense"], command=command, out=tmp_path, **EVERYTHING)
+    first = (tmp_path / "dense" / "seed_0" / "result.json").stat().st_mtime_ns
+    compare(["dense", "sparse"], command=command, out=tmp_path, **EVERYTHING)
+    assert set(rows(tmp_path)) == {"dense:0", "sparse:0"}
+    assert (tmp_path / "dense" / "seed_0" / "result.json").stat().st_mtime_ns == first
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """A script that was killed while it wrote its checkpoint cannot go on from that file, whoever starts it."""
+    words: dict[str, Any] = {"checkpoint": "all_*.pth", "resume": ["--fault", "ends with an error"], **EVERYTHING}
+    with pytest.raises(RgplugError, match=r"was ended by SIGKILL \(training with seed 0\); its output"):
+        compare(["dense"], command=[*COMMAND, "--fault", "killed"], out=tmp_path, **words)
+    (tmp_path / "dense" / "seed_0" / "all_9.pth").touch()
+    (tmp_path / "dense" / "seed_0" / "all_10.pth").touch()
+    with pytest.raises(RgplugError, match=r"begun at .*all_10\.pth; delete that file if it is damaged"):
+        compare(["dense"], command=[*COMMAND, "--fault", "killed"], out=tmp_path, **words)
 
 
 @pytest.mark.parametrize(
