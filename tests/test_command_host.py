@@ -264,6 +264,17 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
     assert found["pf-global@share=0.1:0"].before["real_images"] == 48
 
 
+def test_a_sweep_over_criteria_shares_one_dense_run(tmp_path: Path) -> None:
+    """The dense run leaves the scores of all of them; a colon in a value is no letter of a folder's name."""
+    criteria = ["torch-pruning:TaylorImportance", "torch-pruning:FPGMImportance"]
+    policy = {**POLICY, "granularity": "filter"}
+    compare(["tickets"], train, build, out=tmp_path, policy=policy, rounds=1, grid={"masks.criterion": criteria})
+    found = rows(tmp_path)
+    names = [f"tickets@masks.criterion={name.replace(':', '-')}:0" for name in criteria]
+    assert set(found) == {"dense:0", *names}
+    assert [found[name].keys["masks.criterion"] for name in names] == criteria
+
+
 def test_values_reach_the_command_as_they_are_typed() -> None:
     words = ["--mirror={mirror}", "--lr", "{lr}", "--cond", "{cond}"]
     assert filled(words, {"mirror": True, "lr": 1e-4, "cond": None}) == [

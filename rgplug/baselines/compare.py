@@ -178,11 +178,19 @@ def plan(
             keys[baseline.name] = [k for k in grid if k in keys[baseline.name] or k in keys[needed]]
             needed = find(needed).needs
     tasks: dict[tuple[str, int], Task] = {}
+    scored = {
+        cell.name(""): with_scores(
+            [settled(b, cell) for b in chosen], cell.policy(common, host.names), cell.scale(scale)
+        )
+        for cell in cells(grid)
+    }
+    # one dense run serves the tickets of several cells
+    scores = tuple(dict.fromkeys(name for here in scored.values() for b in here for name in b.scores))
     for cell in cells(grid):
         names = {b.name: cell.only(keys[b.name]).name(b.name) for b in chosen}
         check_names(names.values(), root)
         there = cell.scale(scale)
-        here = with_scores([settled(b, cell) for b in chosen], cell.policy(common, host.names), there)
+        here = [replace(b, scores=scores) if b.name == "dense" else b for b in scored[cell.name("")]]
         check_common(cell.policy(own, host.names), [there.policy(b) for b in here])
         asked = cell.policy(common, host.names)
         for baseline in here:

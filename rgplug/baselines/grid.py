@@ -14,6 +14,7 @@ from typing import Any
 from rgplug import schema
 from rgplug.baselines.command import text_of
 from rgplug.baselines.methods import Baseline, Scale
+from rgplug.baselines.names import FORBIDDEN
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS
 
@@ -113,4 +114,6 @@ def check_keys(
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else text_of(value)
+    """A value in a folder's name: what no folder can be called is a hyphen (2:4, torch-pruning:taylor, a path)."""
+    text = f"{value:g}" if isinstance(value, float) else text_of(value)
+    return "".join("-" if letter in FORBIDDEN else letter for letter in text)
