@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hosts_of_comparisons as hosts
 import pytest
 import tiny
 
 import rgplug
-from rgplug import Policy, reading, schema
+from rgplug import Policy, RgplugError, reading, schema
+from rgplug.baselines import compare
 from rgplug.baselines.command import Command
 from rgplug.baselines.compare import plan
 from rgplug.baselines.host import Attachment
@@ -121,3 +123,11 @@ def test_a_ticket_starts_as_a_ticket_whatever_the_script_starts_from(
     assert dense.snapshots is not None
     assert dense.snapshots.optimizers
     assert dense.start is None
+
+
+def test_a_policy_left_in_the_environment_is_no_method_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be on top of what every method says, in this process: dense and sparse would be one training."""
+    monkeypatch.setenv("RGPLUG_POLICY", "left.yaml")
+    with pytest.raises(RgplugError, match="RGPLUG_POLICY is set, and the keys of that file would replace those of eve"):
+        compare(["dense", "sparse"], hosts.train, hosts.build, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

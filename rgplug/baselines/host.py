@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.inspection import import_file
-from rgplug.policy import PRESETS, Policy
+from rgplug.policy import ENVIRONMENT, PRESETS, Policy
 
 if TYPE_CHECKING:
     from rgplug.baselines.run import Training
@@ -48,6 +49,7 @@ class Functions:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Functions can be called for any seed."""
+        _check_environment()
 
     def train(self, training: Training, held: int | None) -> None:
         """Train once, in this process, which holds the claim."""
@@ -101,6 +103,7 @@ class HostFile:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise RgplugError for a file that is no host, before anything runs."""
+        _check_environment()
         self.functions()
 
     def train(self, training: Training, held: int | None) -> None:
@@ -113,6 +116,15 @@ class HostFile:
 
 
 Host = Functions | HostFile | Command
+
+
+def _check_environment() -> None:
+    """Raise RgplugError where a policy in the environment would make all methods the same."""
+    if os.environ.get(ENVIRONMENT):
+        raise RgplugError(
+            f"the environment variable {ENVIRONMENT} is set, and the keys of that file would replace those of every "
+            "method; unset it, and give keys for all methods with --policy FILE (policy=...)"
+        )
 
 
 def _call(functions: tuple[Build, Train], training: Training) -> None:
