@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from hosts_of_comparisons import LENGTH, POLICY, build, train
 
 from rgplug import RgplugError
 from rgplug.baselines import compare, read_results
-from rgplug.baselines.claims import Claim
+from rgplug.baselines.claims import Claim, alone
 from rgplug.baselines.command import filled
 from rgplug.baselines.grid import Cell
+from rgplug.baselines.results import collect
 from rgplug.baselines.status import status_of
 from rgplug.cli import main
 from rgplug.data import robots
@@ -204,6 +207,26 @@ def test_single_runs_make_the_same_results_file(by_command: Path, tmp_path: Path
     assert {k: r for k, r in rows(by_command).items() if r.method in FOUR} == rows(tmp_path)
     with pytest.raises(RgplugError, match=r"--only 'tickets:3' is none of the comparison's runs; there are dense:0"):
         compare(FOUR, command=COMMAND, out=tmp_path, only=["tickets:3"], **EVERYTHING)
+
+
+def test_results_are_collected_by_one_process_at_a_time(by_command: Path, tmp_path: Path) -> None:
+    """Who reads the finished runs while another one writes them could put fewer in their place."""
+    out = tmp_path / "out"
+    shutil.copytree(by_command, out)
+    (out / "results.jsonl").unlink()
+    with alone(out / "results.lock"):
+        late = threading.Thread(target=collect, args=(out,))
+        late.start()
+        late.join(0.5)
+        assert late.is_alive()
+        assert not (out / "results.jsonl").exists()
+    late.join(60)
+    assert set(rows(out)) == set(rows(by_command))
+
+
+def test_a_run_without_its_seed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--only", "sparse", "--out", str(tmp_path), "--", *COMMAND]) == 2
+    assert "--only 'sparse' is none of the comparison's runs; there are sparse:0" in capsys.readouterr().err
 
 
 def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
