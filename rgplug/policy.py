@@ -260,8 +260,15 @@ class Policy:
     @staticmethod
     def _built(keys: Mapping[str, Any]) -> Policy:
         """The policy that these keys (without `base`) make. Checks values, not whether the method reads the keys."""
-        policy: Policy = schema.build(Policy, _two_of_four(_distances(dict(keys))), "policy")
+        policy = Policy.of_keys(keys)
         check(policy)
+        return policy
+
+    @staticmethod
+    def of_keys(keys: Mapping[str, Any]) -> Policy:
+        """The policy that these keys make, short forms spelled out. Only their names and kinds are checked: they may be
+        a part of what a run needs."""
+        policy: Policy = schema.build(Policy, _two_of_four(_distances(dict(keys))), "policy")
         return policy
 
     def _remember(self, own: frozenset[str]) -> Policy:

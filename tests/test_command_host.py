@@ -22,8 +22,13 @@ from rgplug import RgplugError
 from rgplug.baselines import compare, read_results
 from rgplug.baselines.claims import Claim, alone
 from rgplug.baselines.command import filled
+from rgplug.baselines.compare import plan
+from rgplug.baselines.driven import drive_tickets
 from rgplug.baselines.grid import Cell
+from rgplug.baselines.host import Functions
+from rgplug.baselines.methods import Scale
 from rgplug.baselines.results import collect
+from rgplug.baselines.run import policy_of
 from rgplug.baselines.status import status_of
 from rgplug.cli import main
 from rgplug.data import robots
@@ -224,6 +229,19 @@ def test_results_are_collected_by_one_process_at_a_time(by_command: Path, tmp_pa
     assert set(rows(out)) == set(rows(by_command))
 
 
+def test_networks_of_tickets_are_known_before_anything_runs(tmp_path: Path) -> None:
+    for networks in ("X", "G,", ""):
+        with pytest.raises(RgplugError, match="tickets prune G, D, or both"):
+            drive_tickets(COMMAND, tmp_path / "out", rounds=1, networks=networks.split(","))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tickets_rewound_to_an_early_iteration_are_told_which(tmp_path: Path) -> None:
+    with pytest.raises(RgplugError, match="tickets-early is rewound to an early iteration, and nothing says which"):
+        compare(["tickets-early"], command=COMMAND, out=tmp_path / "out", rounds=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_its_seed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--only", "sparse", "--out", str(tmp_path), "--", *COMMAND]) == 2
     assert "--only 'sparse' is none of the comparison's runs; there are sparse:0" in capsys.readouterr().err
@@ -284,6 +302,7 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert set(found) == {f"{m}@share={s}:0" for m in ("dense", "pf-global") for s in ("0.1", "1")}
     assert found["dense@share=0.1:0"].keys["share"] == 0.1
+    assert "seed" not in found["dense@share=0.1:0"].keys  # a placeholder is no value
     assert found["pf-global@share=0.1:0"].before["real_images"] == 48
 
 
@@ -296,6 +315,29 @@ def test_a_sweep_over_criteria_shares_one_dense_run(tmp_path: Path) -> None:
     names = [f"tickets@masks.criterion={name.replace(':', '-')}:0" for name in criteria]
     assert set(found) == {"dense:0", *names}
     assert [found[name].keys["masks.criterion"] for name in names] == criteria
+
+
+def test_tickets_by_criterion_over_single_weights_are_refused(tmp_path: Path) -> None:
+    policy = {**POLICY, "masks.criterion": "torch-pruning:TaylorImportance"}
+    with pytest.raises(
+        RgplugError, match=r"tickets ranks whole filters .*, and G is pruned under granularity weight; gi"
+    ):
+        compare(["tickets"], train, build, out=tmp_path, policy=policy, rounds=1)
+
+
+def test_the_best_of_each_phase_is_kept_on_request(tmp_path: Path) -> None:
+    """In the folder of each run, which nobody has to name."""
+    keys = {**EVERYTHING, "policy": {**POLICY, "snapshots.best": True}}
+    compare(["dense", "sparse"], train, build, out=tmp_path, **keys)
+    assert (tmp_path / "dense" / "seed_0" / "best_dense.safetensors").is_file()
+    assert (tmp_path / "sparse" / "seed_0" / "best_sparse.safetensors").is_file()
+
+
+def test_short_names_of_metrics(tmp_path: Path) -> None:
+    short = {**POLICY, "metric": ["fid", "is"], "metric.real": "images"}
+    (task,) = plan(["dense"], Functions(build, train), tmp_path, 1, short, Scale(), 1, 0.2, None, 1, {}, None)
+    (training,) = task.trainings()
+    assert policy_of(training.common, training.policy).metric.distances == ("frechet", "is")  # type: ignore[union-attr]
 
 
 def test_values_reach_the_command_as_they_are_typed() -> None:
