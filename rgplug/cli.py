@@ -193,7 +193,7 @@ def _compare(args: argparse.Namespace) -> None:
         common = schema.merge(common, schema.resolve(dict([_pair(text, "--set", "metric.real=FOLDER")]), {}))
     scale = Scale(_density(args.density), args.length, args.n_critic)
     methods = [name.strip() for name in args.methods.split(",") if name.strip()]
-    methods = methods or list(dict.fromkeys(name.rpartition(":")[0].partition("@")[0] for name in args.only))
+    methods = methods or list(dict.fromkeys((name.rpartition(":")[0] or name).partition("@")[0] for name in args.only))
     grid = dict(_values(text) for text in args.grid)
     ratio: Any = args.ratio if args.ratio == "density" else _number(args.ratio, "--ratio")
     if args.status and not methods:

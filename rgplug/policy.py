@@ -261,8 +261,15 @@ class Policy:
     @staticmethod
     def _built(keys: Mapping[str, Any]) -> Policy:
         """The policy that these keys (without `base`) make. Checks values, not whether the method reads the keys."""
-        policy: Policy = schema.build(Policy, _two_of_four(_distances(dict(keys))), "policy")
+        policy = Policy.of_keys(keys)
         check(policy)
+        return policy
+
+    @staticmethod
+    def of_keys(keys: Mapping[str, Any]) -> Policy:
+        """The policy that these keys make, short forms spelled out. Only their names and kinds are checked: they may be
+        a part of what a run needs."""
+        policy: Policy = schema.build(Policy, _two_of_four(_distances(dict(keys))), "policy")
         return policy
 
     def _remember(self, own: frozenset[str]) -> Policy:
@@ -380,4 +387,7 @@ def from_environment(policy: Policy) -> Policy:
     own = frozenset(key for key in policy.own_keys if effect.reads(keys["method"], key))
     kept = {k: v for k, v in schema.leaves(policy.to_dict()).items() if k in own or effect.is_common(k)}
     new = Policy.pooled(schema.resolve(kept, {}), keys)
-    return replace(new, _own=own | new.own_keys)  # an adapter's policy comes through here twice
+    # an adapter's policy comes through here twice; keys for a network that the method leaves alone are not held against
+    # a script that was written for another one
+    own = frozenset(key for key in own if not effect.without_effect(new, key))
+    return replace(new, _own=own | new.own_keys)

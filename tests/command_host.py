@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import signal
 import sys
 import time
@@ -47,7 +48,11 @@ def main() -> None:
         if args.fault == "killed" and host.iteration == 2 * hosts.EVERY:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    if args.fault == "empties its folder":
+        shutil.rmtree(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.fault == "writes run.json":
+        (args.out / "run.json").write_text('{"lr": 0.1}')
     hosts.run(hosts.build, attach, args.seed, args.out, after_end=after)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,15 @@ from hosts_of_comparisons import LENGTH, POLICY, build, train
 
 from rgplug import RgplugError
 from rgplug.baselines import compare, read_results
-from rgplug.baselines.claims import Claim
+from rgplug.baselines.claims import Claim, alone
+from rgplug.baselines.command import filled
+from rgplug.baselines.compare import plan
+from rgplug.baselines.driven import drive_tickets
+from rgplug.baselines.grid import Cell
+from rgplug.baselines.host import Functions
+from rgplug.baselines.methods import Scale
+from rgplug.baselines.results import collect
+from rgplug.baselines.run import policy_of
 from rgplug.baselines.status import status_of
 from rgplug.cli import main
 from rgplug.data import robots
@@ -204,6 +214,39 @@ def test_single_runs_make_the_same_results_file(by_command: Path, tmp_path: Path
         compare(FOUR, command=COMMAND, out=tmp_path, only=["tickets:3"], **EVERYTHING)
 
 
+def test_results_are_collected_by_one_process_at_a_time(by_command: Path, tmp_path: Path) -> None:
+    """Who reads the finished runs while another one writes them could put fewer in their place."""
+    out = tmp_path / "out"
+    shutil.copytree(by_command, out)
+    (out / "results.jsonl").unlink()
+    with alone(out / "results.lock"):
+        late = threading.Thread(target=collect, args=(out,))
+        late.start()
+        late.join(0.5)
+        assert late.is_alive()
+        assert not (out / "results.jsonl").exists()
+    late.join(60)
+    assert set(rows(out)) == set(rows(by_command))
+
+
+def test_networks_of_tickets_are_known_before_anything_runs(tmp_path: Path) -> None:
+    for networks in ("X", "G,", ""):
+        with pytest.raises(RgplugError, match="tickets prune G, D, or both"):
+            drive_tickets(COMMAND, tmp_path / "out", rounds=1, networks=networks.split(","))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tickets_rewound_to_an_early_iteration_are_told_which(tmp_path: Path) -> None:
+    with pytest.raises(RgplugError, match="tickets-early is rewound to an early iteration, and nothing says which"):
+        compare(["tickets-early"], command=COMMAND, out=tmp_path / "out", rounds=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_its_seed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--only", "sparse", "--out", str(tmp_path), "--", *COMMAND]) == 2
+    assert "--only 'sparse' is none of the comparison's runs; there are sparse:0" in capsys.readouterr().err
+
+
 def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(["dense"], command=COMMAND, out=tmp_path, **EVERYTHING)
     with pytest.raises(RgplugError, match="the loader found no images"):
@@ -259,7 +302,54 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert set(found) == {f"{m}@share={s}:0" for m in ("dense", "pf-global") for s in ("0.1", "1")}
     assert found["dense@share=0.1:0"].keys["share"] == 0.1
+    assert "seed" not in found["dense@share=0.1:0"].keys  # a placeholder is no value
     assert found["pf-global@share=0.1:0"].before["real_images"] == 48
+
+
+def test_a_sweep_over_criteria_shares_one_dense_run(tmp_path: Path) -> None:
+    """The dense run leaves the scores of all of them; a colon in a value is no letter of a folder's name."""
+    criteria = ["torch-pruning:TaylorImportance", "torch-pruning:FPGMImportance"]
+    policy = {**POLICY, "granularity": "filter"}
+    compare(["tickets"], train, build, out=tmp_path, policy=policy, rounds=1, grid={"masks.criterion": criteria})
+    found = rows(tmp_path)
+    names = [f"tickets@masks.criterion={name.replace(':', '-')}:0" for name in criteria]
+    assert set(found) == {"dense:0", *names}
+    assert [found[name].keys["masks.criterion"] for name in names] == criteria
+
+
+def test_tickets_by_criterion_over_single_weights_are_refused(tmp_path: Path) -> None:
+    policy = {**POLICY, "masks.criterion": "torch-pruning:TaylorImportance"}
+    with pytest.raises(
+        RgplugError, match=r"tickets ranks whole filters .*, and G is pruned under granularity weight; gi"
+    ):
+        compare(["tickets"], train, build, out=tmp_path, policy=policy, rounds=1)
+
+
+def test_the_best_of_each_phase_is_kept_on_request(tmp_path: Path) -> None:
+    """In the folder of each run, which nobody has to name."""
+    keys = {**EVERYTHING, "policy": {**POLICY, "snapshots.best": True}}
+    compare(["dense", "sparse"], train, build, out=tmp_path, **keys)
+    assert (tmp_path / "dense" / "seed_0" / "best_dense.safetensors").is_file()
+    assert (tmp_path / "sparse" / "seed_0" / "best_sparse.safetensors").is_file()
+
+
+def test_short_names_of_metrics(tmp_path: Path) -> None:
+    short = {**POLICY, "metric": ["fid", "is"], "metric.real": "images"}
+    (task,) = plan(["dense"], Functions(build, train), tmp_path, 1, short, Scale(), 1, 0.2, None, 1, {}, None)
+    (training,) = task.trainings()
+    assert policy_of(training.common, training.policy).metric.distances == ("frechet", "is")  # type: ignore[union-attr]
+
+
+def test_values_reach_the_command_as_they_are_typed() -> None:
+    words = ["--mirror={mirror}", "--lr", "{lr}", "--cond", "{cond}"]
+    assert filled(words, {"mirror": True, "lr": 1e-4, "cond": None}) == [
+        "--mirror=true",
+        "--lr",
+        "0.0001",
+        "--cond",
+        "null",
+    ]
+    assert Cell({"mirror": False}).name("dense") == "dense@mirror=false"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +360,8 @@ def test_keys_of_the_command_make_dense_runs_too(tmp_path: Path) -> None:
         ({"density.G": []}, "give a list of values"),
         ({"density.G": [0.1, 0.1]}, "has a value of 'density.G' twice"),
         ({"density.G": [2.0]}, "the density is 2"),
+        ({"seed": [1, 2]}, "the grid has 'seed', which each run has its own of; give --seeds N"),
+        ({"out": ["a", "b"]}, "the grid has 'out', which each run has its own of; give one --out for all runs"),
     ],
 )
 def test_bad_grids(tmp_path: Path, grid: Any, sentence: str) -> None:
@@ -291,6 +383,7 @@ def test_bad_grids(tmp_path: Path, grid: Any, sentence: str) -> None:
             "ends with an error",
             r"the command ended with status 1 \(ValueError: the loader found no images\); its output",
         ),
+        ("empties its folder", r"the command has emptied or removed its folder .*; give it a folder below, {out}/run"),
     ],
 )
 def test_commands_that_leave_nothing(tmp_path: Path, fault: str, sentence: str) -> None:
@@ -302,6 +395,26 @@ def test_commands_that_leave_nothing(tmp_path: Path, fault: str, sentence: str) 
         p: t for p, t in before.items() if p.name == "results.jsonl"
     }
     assert set(rows(tmp_path)) == {"dense:0"}
+
+
+def test_a_command_that_writes_files_called_as_ours(tmp_path: Path) -> None:
+    command = [*COMMAND, "--fault", "writes run.json"]
+    compare(["dense"], command=command, out=tmp_path, **EVERYTHING)
+    first = (tmp_path / "dense" / "seed_0" / "result.json").stat().st_mtime_ns
+    compare(["dense", "sparse"], command=command, out=tmp_path, **EVERYTHING)
+    assert set(rows(tmp_path)) == {"dense:0", "sparse:0"}
+    assert (tmp_path / "dense" / "seed_0" / "result.json").stat().st_mtime_ns == first
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """A script that was killed while it wrote its checkpoint cannot go on from that file, whoever starts it."""
+    words: dict[str, Any] = {"checkpoint": "all_*.pth", "resume": ["--fault", "ends with an error"], **EVERYTHING}
+    with pytest.raises(RgplugError, match=r"was ended by SIGKILL \(training with seed 0\); its output"):
+        compare(["dense"], command=[*COMMAND, "--fault", "killed"], out=tmp_path, **words)
+    (tmp_path / "dense" / "seed_0" / "all_9.pth").touch()
+    (tmp_path / "dense" / "seed_0" / "all_10.pth").touch()
+    with pytest.raises(RgplugError, match=r"begun at .*all_10\.pth; delete that file if it is damaged"):
+        compare(["dense"], command=[*COMMAND, "--fault", "killed"], out=tmp_path, **words)
 
 
 @pytest.mark.parametrize(

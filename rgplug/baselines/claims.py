@@ -6,11 +6,13 @@ operating system's (flock), so a process that is killed leaves none behind; what
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,6 +66,18 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.drop()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """The lock of a file while a block runs; waits for whoever holds it. The file is made, and stays empty."""
+    opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        while not _lock(opened):
+            time.sleep(PAUSE / 10)
+        yield
+    finally:
+        os.close(opened)
 
 
 def holder(folder: Path) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from rgplug import reading, schema
 from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
+from rgplug.baselines.over_host import over_host
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.policy import ENVIRONMENT, SEED
@@ -104,9 +105,16 @@ class Command:
             policy["start"] = {"weights": str(self._first_weights(job, held))}
         if not (folder / HISTORY).is_file():
             (folder / SETUP).unlink(missing_ok=True)  # of a run that ended before its first evaluation
+        begun_at = self._newest(folder)
         status, said = self._run(job, folder, job.seed, policy, held)
+        if not (folder / POLICY).is_file():
+            raise RgplugError(
+                f"the command has emptied or removed its folder {folder}, which holds rgplug's own files too; give it "
+                "a folder below, {out}/run in place of {out}"
+            )
         if status:
-            raise RgplugError(f"the command {_ended(status)}{said}; its output is in {folder / OUTPUT}")
+            damaged = f" (begun at {begun_at}; delete that file if it is damaged)" if begun_at else ""
+            raise RgplugError(f"the command {_ended(status)}{said}{damaged}; its output is in {folder / OUTPUT}")
         if not (folder / SETUP).is_file():
             raise RgplugError(
                 "the command ended and has attached nothing: put the two lines into the script "
@@ -118,10 +126,14 @@ class Command:
                 f"{HISTORY}; its output is in {folder / OUTPUT}"
             )
 
+    def _newest(self, folder: Path) -> Path | None:
+        """The checkpoint that a run which was broken off goes on from."""
+        return newest_of(folder, self.checkpoint) if self.checkpoint and (folder / HISTORY).is_file() else None
+
     def _policy(self, job: Job) -> dict[str, Any]:
         """Keys that replace those of the script's policy in this run."""
         common = applicable(schema.resolve(dict(job.common), {}), job.policy)
-        keys = schema.merge(schema.merge(OFF, common), job.policy)
+        keys = schema.merge(OFF, over_host(common, job.policy))
         return {**keys, "run_dir": str(job.folder)}
 
     def _run(self, job: Job, folder: Path, seed: int, policy: Mapping[str, Any], held: int | None) -> tuple[int, str]:
@@ -141,7 +153,7 @@ class Command:
         write_whole(folder / POLICY, reading.dump(schema.plain(policy)))
         values = {"out": folder, "seed": seed, "round": job.round}
         words = filled(self.words, values)
-        newest = newest_of(folder, self.checkpoint) if self.checkpoint and (folder / HISTORY).is_file() else None
+        newest = self._newest(folder)
         if newest is not None:
             words += filled(self.resume, {**values, "checkpoint": newest})
         environment = {**os.environ, ENVIRONMENT: str(folder / POLICY), SEED: str(seed)}
@@ -219,9 +231,14 @@ def filled(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
     """The words with values in the place of names in braces; names that have none stay as they are."""
 
     def value(found: re.Match[str]) -> str:
-        return str(values[found[1]]) if found[1] in values else found[0]
+        return text_of(values[found[1]]) if found[1] in values else found[0]
 
     return [PLACEHOLDER.sub(value, word) for word in words]
+
+
+def text_of(value: Any) -> str:
+    """A value as it is typed: true, false and null as in YAML, where the command line has them from."""
+    return reading.dump(value).split()[0] if isinstance(value, bool) or value is None else str(value)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -157,7 +157,9 @@ def plan(
     check_rounds(rounds, 0.2 if ratio == "density" else ratio)
     _check_numbers(scale, early, jobs)
     common, own = schema.resolve(policy or {}, PRESETS), keys_of_user(policy or {})
-    check_keys(grid, host.names, lambda keys: schema.build(Policy, keys, "policy"))
+    if common.get("snapshots"):  # they go to each run's own folder
+        common = schema.merge(common, {"snapshots": {"folder": str(root)}})
+    check_keys(grid, host.names, Policy.of_keys)
     chosen, numbers = _with_needed(_baselines(methods)), _seeds(seeds)
 
     def settled(baseline: Baseline, cell: Cell) -> Baseline:
@@ -178,17 +180,30 @@ def plan(
             keys[baseline.name] = [k for k in grid if k in keys[baseline.name] or k in keys[needed]]
             needed = find(needed).needs
     tasks: dict[tuple[str, int], Task] = {}
+    scored = {
+        cell.name(""): with_scores(
+            [settled(b, cell) for b in chosen], cell.policy(common, host.names), cell.scale(scale)
+        )
+        for cell in cells(grid)
+    }
+    # one dense run serves the tickets of several cells
+    scores = tuple(dict.fromkeys(name for here in scored.values() for b in here for name in b.scores))
     for cell in cells(grid):
         names = {b.name: cell.only(keys[b.name]).name(b.name) for b in chosen}
         check_names(names.values(), root)
         there = cell.scale(scale)
-        here = with_scores([settled(b, cell) for b in chosen], cell.policy(common, host.names), there)
+        here = [replace(b, scores=scores) if b.name == "dense" else b for b in scored[cell.name("")]]
         check_common(cell.policy(own, host.names), [there.policy(b) for b in here])
         asked = cell.policy(common, host.names)
         for baseline in here:
             _check_rounds(baseline, there, asked, rounds, ratio)
             values = cell.only(keys[baseline.name]).values
             at = early if early is not None or there.length is None else max(round(0.05 * there.length), 1)
+            if baseline.rewind == "early" and at is None:
+                raise RgplugError(
+                    f"{baseline.name} is rewound to an early iteration, and nothing says which; give --early N, or "
+                    "--length, of which it is 5 %"
+                )
             own_host = host.with_values({k: v for k, v in values.items() if k in host.names})
             said = _keys(baseline, own_host, there, values, ratio)
             for seed in numbers:

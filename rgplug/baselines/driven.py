@@ -40,6 +40,9 @@ def drive_tickets(
         raise RgplugError(
             f"{out} holds rounds of an earlier version of rgplug, which kept them in another layout; give another --out"
         )
+    wrong = [name for name in networks if name not in ("G", "D")]
+    if wrong or not networks:
+        raise RgplugError(f"networks is {','.join(networks) or 'empty'}; tickets prune G, D, or both: --networks G,D")
     baseline = _baseline(rewind, tuple(networks))
     results = run([baseline], Command(tuple(command)), out, [seed], None, Scale(), rounds, ratio, early)
     (found,) = [r for r in results if r.method == baseline.name]

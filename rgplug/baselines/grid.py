@@ -12,12 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rgplug import schema
+from rgplug.baselines.command import text_of
 from rgplug.baselines.methods import Baseline, Scale
+from rgplug.baselines.names import FORBIDDEN
 from rgplug.errors import RgplugError
 from rgplug.policy import PRESETS
 
 Values = Mapping[str, Any]
 SCALE = ("density", "density.G", "density.D", "length")
+RUN = {  # placeholders of a run -> what gives several of them
+    "seed": "give --seeds N",
+    "out": "give one --out for all runs",
+    "round": "give --rounds N",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,10 @@ def check_keys(
 ) -> None:
     """Raise RgplugError for a key that neither the host's command nor a policy has. build: a policy from keys."""
     for key, values in grid.items():
+        if key in RUN:
+            raise RgplugError(
+                f"the grid has {key!r}, which each run has its own of; {RUN[key]}, or give the placeholder another name"
+            )
         if key in SCALE or key in host:
             continue
         try:
@@ -103,4 +114,6 @@ def check_keys(
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value in a folder's name: what no folder can be called is a hyphen (2:4, torch-pruning:taylor, a path)."""
+    text = f"{value:g}" if isinstance(value, float) else text_of(value)
+    return "".join("-" if letter in FORBIDDEN else letter for letter in text)

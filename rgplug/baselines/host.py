@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,12 @@ from rgplug import schema
 from rgplug.baselines.command import Command, filled, placeholders
 from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
+from rgplug.baselines.over_host import over_host
 from rgplug.controller import Controller
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.inspection import import_file
-from rgplug.policy import PRESETS, Policy
+from rgplug.policy import ENVIRONMENT, PRESETS, Policy
 
 Build = Callable[[], tuple[nn.Module, nn.Module]]
 Train = Callable[..., Any]
@@ -45,6 +47,7 @@ class Functions:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Functions can be called for any seed."""
+        _check_environment()
 
     def train(self, job: Job, held: int | None) -> None:
         """Train once, in this process, which holds the claim."""
@@ -98,6 +101,7 @@ class HostFile:
 
     def check(self, seeds: Sequence[int]) -> None:
         """Raise RgplugError for a file that is no host, before anything runs."""
+        _check_environment()
         self.functions()
 
     def train(self, job: Job, held: int | None) -> None:
@@ -110,6 +114,15 @@ class HostFile:
 
 
 Host = Functions | HostFile | Command
+
+
+def _check_environment() -> None:
+    """Raise RgplugError where a policy in the environment would make all methods the same."""
+    if os.environ.get(ENVIRONMENT):
+        raise RgplugError(
+            f"the environment variable {ENVIRONMENT} is set, and the keys of that file would replace those of every "
+            "method; unset it, and give keys for all methods with --policy FILE (policy=...)"
+        )
 
 
 def _call(functions: tuple[Build, Train], job: Job) -> None:
@@ -157,8 +170,8 @@ class Attachment:
         if self.controller is not None:
             raise RgplugError("the host's train called attach twice in one run; a run has one pair of networks")
         own = schema.resolve(policy or {}, PRESETS)
-        layers = [applicable(keys, self._method) for keys in (own, self._common)]
-        self.controller = rgplug.attach(G, D, Policy.pooled(*layers, self._method), optimizers)
+        own, common = (applicable(keys, self._method) for keys in (own, self._common))
+        self.controller = rgplug.attach(G, D, Policy.pooled(own, over_host(common, self._method)), optimizers)
         return self.controller
 
 

@@ -37,7 +37,7 @@ def options_of(command: Sequence[str]) -> dict[str, Scalar]:
     """Options of a command line by name, without dashes: --share 0.1, --cfg=auto, --mirror (true).
 
     A value is read as YAML, as in a policy: a number where it is one. Words without an option before them, and what
-    holds {a placeholder} that differs from run to run ({out}, {round}), are left out.
+    holds {a placeholder} that differs from run to run ({out}, {seed}, {round}), are left out.
     """
     found: dict[str, Scalar] = {}
     for place, word in enumerate(command):
@@ -50,7 +50,7 @@ def options_of(command: Sequence[str]) -> dict[str, Scalar]:
         else:
             after = command[place + 1] if place + 1 < len(command) else "-"
             text = "true" if after.startswith("-") and not _number(after) else after
-        if printable(name + text) and not any(mark in text for mark in ("{out}", "{round}")):
+        if printable(name + text) and not any(mark in text for mark in ("{out}", "{seed}", "{round}")):
             found[name[:LONGEST]] = _value(text)
     return found
 

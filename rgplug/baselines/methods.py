@@ -214,7 +214,7 @@ def with_common(baseline: Baseline, own: Mapping[str, Any], scale: Scale) -> Bas
 
 def check_common(own: Mapping[str, Any], policies: list[dict[str, Any]]) -> None:
     """Keys that the user wrote for all methods: RgplugError for one that is none, a warning for one that none reads."""
-    schema.build(Policy, own, "policy")
+    Policy.of_keys(own)
     read = {key for policy in policies for key in schema.leaves(applicable(own, policy))}
     for key in effect.written(own):
         if key not in read:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from rgplug import schema
 from rgplug.baselines.host import Host
 from rgplug.baselines.methods import Baseline, Scale
 from rgplug.baselines.records import NEEDED, digest_of, records_of
@@ -18,6 +19,7 @@ from rgplug.baselines.run import SPEC, Training, same_settings
 from rgplug.baselines.tickets import next_masks, random_masks, ratio_for
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
+from rgplug.run_setup import Setup
 from rgplug.sealed import digest, is_sealed, read_json, write_json
 from rgplug.snapshot import Masks, read, save_masks
 
@@ -217,6 +219,7 @@ class Task:
         trained, masks = self._needed(TRAINED), None
         self._needed({"init": INITIAL, "early": EARLY, "none": TRAINED}[self.baseline.rewind])
         managed = self._managed()
+        self._check_whole_filters()
         for training in self.trainings():
             mine = training.folder / MASKS
             criterion = next(iter(self.baseline.scores), None)
@@ -224,6 +227,22 @@ class Task:
             rounds.append(training.run(held))
             trained, masks = training.folder / TRAINED, mine
         return _result(rounds[-1], rounds[:-1], rounds=True)
+
+    def _check_whole_filters(self) -> None:
+        """Raise RgplugError for a criterion of torch-pruning over single weights. What the script's own policy says of
+        them is known from the dense run."""
+        if not self.baseline.scores:
+            return
+        setup = Setup.read(self.folder_of("dense"))
+        held = None if setup is None else setup.policy.get("granularity")
+        asked = schema.merge(self.common, self.scale.policy(self.baseline)).get("granularity", held)
+        for network in self.baseline.networks:
+            granularity = asked.get(network, "weight") if isinstance(asked, Mapping) else asked
+            if granularity != "filter":
+                raise RgplugError(
+                    f"{self.name} ranks whole filters by {self.baseline.scores[0]}, and {network} is pruned under "
+                    f"granularity {granularity}; give granularity: filter (--set granularity=filter)"
+                )
 
     def _random_init(self, held: int | None) -> dict[str, Any]:
         """Control: the ticket's masks on weights of another initialization (X. Chen et al. 2021)."""

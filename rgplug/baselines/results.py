@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rgplug.baselines.claims import alone
 from rgplug.baselines.names import is_run
 from rgplug.checks import (
     LONGEST,
@@ -28,6 +29,7 @@ from rgplug.sealed import Damaged, NoJson, opened, parsed, read_json, sealed, wr
 
 RESULTS = "results.jsonl"
 RESULT = "result.json"
+COLLECTING = "results.lock"
 Scalar = str | float | int | bool | None
 
 
@@ -204,10 +206,12 @@ def read_result(path: Path, method: str, seed: int, root: Path) -> dict[str, Any
 def collect(folder: Path) -> None:
     """Every finished run's result into the one results file, in the order of method and seed.
 
-    Raises RgplugError where one of them is damaged.
+    One process at a time: one that has read the results and not written them yet would otherwise put them over those of
+    another that has finished a run since. Raises RgplugError where one of them is damaged.
     """
-    rows = finished_results(folder)
-    write_whole(folder / RESULTS, "".join(json.dumps(sealed(r)) + "\n" for r in rows))
+    with alone(folder / COLLECTING):
+        rows = finished_results(folder)
+        write_whole(folder / RESULTS, "".join(json.dumps(sealed(r)) + "\n" for r in rows))
 
 
 def finished_results(folder: Path) -> list[dict[str, Any]]:

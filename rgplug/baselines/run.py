@@ -63,9 +63,19 @@ class Training(Job):
         if path.is_file():
             return read_result(path, self.method, self.seed, self.root)
         self.host.train(self, held)
+        self._restore_spec()
         outcome = self._outcome()
         write_json(path, outcome)
         return outcome
+
+    def _restore_spec(self) -> None:
+        """Write the settings again where the host has put a file of its own in their place, or taken them away."""
+        try:
+            intact = self.check()
+        except RgplugError:
+            intact = False
+        if not intact:
+            write_json(self.folder / SPEC, self.spec)
 
     def check(self) -> bool:
         """Whether the folder says which training it holds. Raises RgplugError where that is another than this one, or
