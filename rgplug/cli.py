@@ -251,7 +251,10 @@ def _density(text: str | None) -> float | dict[str, float] | None:
     try:
         if text is None or "=" not in text:
             return None if text is None else float(text)
-        return {k.strip(): float(v) for k, v in (part.split("=") for part in text.split(","))}
+        pairs = [(k.strip(), float(v)) for k, v in (part.split("=") for part in text.split(","))]
+        if len({k for k, _ in pairs}) < len(pairs):
+            raise ValueError
+        return dict(pairs)
     except ValueError:
         raise RgplugError(f"--density is {text!r}; give one number, or G=0.1,D=0.5") from None
 

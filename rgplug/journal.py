@@ -37,9 +37,14 @@ class Journal:
             raise
 
     def begin(self, run_dir: str | None, setup: Callable[[], Setup]) -> None:
-        """The networks are attached: say so in the folder, unless another run has been there, which may go on."""
-        if run_dir is not None and rank() == 0 and not (Path(run_dir) / SETUP).exists():
-            _write_setup(Path(run_dir), setup())
+        """The networks are attached: say so in the folder. Where another run has been, which may go on, its setup stays
+        as it is until there is a record, and only its time is changed."""
+        if run_dir is None or rank() != 0:
+            return
+        if (path := Path(run_dir) / SETUP).exists():
+            path.touch()
+        else:
+            _write_setup(path.parent, setup())
 
     def write(
         self,

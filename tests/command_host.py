@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     args = parser.parse_args()
     print(f"training with seed {args.seed}")
-    if args.fault == "never attaches":
+    if args.fault == "never attaches" or ("then nothing" in args.fault and (args.out / "history.jsonl").is_file()):
         return
     attach: Any = functools.partial(rgplug.attach, policy={"batch_size": tiny.BATCH})
     if args.fault == "no history":
@@ -45,7 +45,7 @@ def main() -> None:
 
     def after(rg: Any, host: Any) -> None:
         time.sleep(args.pause)
-        if args.fault == "killed" and host.iteration == 2 * hosts.EVERY:
+        if args.fault.startswith("killed") and host.iteration == 2 * hosts.EVERY:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if args.fault == "empties its folder":

@@ -370,6 +370,30 @@ def test_bad_grids(tmp_path: Path, grid: Any, sentence: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_doubled_braces_are_the_command_s_own(tmp_path: Path) -> None:
+    shell = ["bash", "-c", f'NAME=$0; exec {sys.executable} {HERE / "command_host.py"} --out "${{{{NAME}}}}"', "{out}"]
+    assert "${{NAME}}" in shell[2]
+    compare(["dense"], command=shell, out=tmp_path, **EVERYTHING)
+    assert set(rows(tmp_path)) == {"dense:0"}
+
+
+def test_one_density_alone_leaves_the_other_as_published(tmp_path: Path) -> None:
+    keys = {**EVERYTHING, "density": {"G": 0.5}}
+    compare(["sparse", "stu-gan"], command=COMMAND, out=tmp_path, **keys)
+    assert rows(tmp_path)["sparse:0"].density == {"G": pytest.approx(0.5, abs=0.02), "D": pytest.approx(0.1, abs=0.05)}
+    assert rows(tmp_path)["stu-gan:0"].density["D"] == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_broken_run_is_not_finished_by_a_command_that_attaches_nothing(tmp_path: Path) -> None:
+    command = [*COMMAND, "--fault", "killed, then nothing"]
+    with pytest.raises(RgplugError, match="SIGKILL"):
+        compare(["dense"], command=command, out=tmp_path, **EVERYTHING)
+    with pytest.raises(
+        RgplugError, match=r"attached nothing, while the training in its folder was broken off .*delete"
+    ):
+        compare(["dense"], command=command, out=tmp_path, **EVERYTHING)
+
+
 # ----------------------------------------------------------------------------
 # Commands that cannot be compared: one sentence, and finished runs stay.
 

@@ -32,7 +32,8 @@ from rgplug.sealed import write_whole
 OUTPUT = "output.txt"
 POLICY = "policy.yaml"
 FIRST = "first_weights"  # folder of a start that is ended once it has left initial.safetensors
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.-]*)\}")
+PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_][\w.-]*)\}(?!\})")
+LITERAL = re.compile(r"\{(\{[A-Za-z_][\w.-]*\})\}")  # {{name}} stands for {name}
 OWN = ("out", "seed", "round")
 # what a method does not ask for is off, whatever the script's policy says: its masks do not explore because the
 # script's would
@@ -105,6 +106,7 @@ class Command:
             policy["start"] = {"weights": str(self._first_weights(job, held))}
         if not (folder / HISTORY).is_file():
             (folder / SETUP).unlink(missing_ok=True)  # of a run that ended before its first evaluation
+        before = _changed(folder / SETUP)
         begun_at = self._newest(folder)
         status, said = self._run(job, folder, job.seed, policy, held)
         if not (folder / POLICY).is_file():
@@ -119,6 +121,11 @@ class Command:
             raise RgplugError(
                 "the command ended and has attached nothing: put the two lines into the script "
                 f"(rgplug.attach and rg.end_epoch, or an adapter's install); its output is in {folder / OUTPUT}"
+            )
+        if before is not None and _changed(folder / SETUP) == before:
+            raise RgplugError(
+                "the command ended and has attached nothing, while the training in its folder was broken off before; "
+                f"delete {folder} to have it trained anew; its output is in {folder / OUTPUT}"
             )
         if not (folder / HISTORY).is_file():
             raise RgplugError(
@@ -156,6 +163,7 @@ class Command:
         newest = self._newest(folder)
         if newest is not None:
             words += filled(self.resume, {**values, "checkpoint": newest})
+        words = [LITERAL.sub(r"\1", word) for word in words]
         environment = {**os.environ, ENVIRONMENT: str(folder / POLICY), SEED: str(seed)}
         with (folder / OUTPUT).open("ab") as output:
             output.write(f"$ {' '.join(words)}\n".encode("utf-8", "replace"))
@@ -239,6 +247,10 @@ def filled(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
 def text_of(value: Any) -> str:
     """A value as it is typed: true, false and null as in YAML, where the command line has them from."""
     return reading.dump(value).split()[0] if isinstance(value, bool) or value is None else str(value)
+
+
+def _changed(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rgplug import effect, schema
 from rgplug.criteria import criterion_of, is_of_torch_pruning
 from rgplug.errors import RgplugError
-from rgplug.policy import PRESETS, BalancePolicy, Policy
+from rgplug.policy import PRESETS, BalancePolicy, MaskPolicy, Policy
 from rgplug.warn import warn
 
 Procedure = Literal["train", "fine-tune", "tickets", "random-init", "random-mask"]
@@ -170,9 +170,11 @@ class Scale:
     def _densities(self, policy: Mapping[str, Any]) -> dict[str, Any]:
         wanted = dict(self.density) if isinstance(self.density, Mapping) else {"G": self.density, "D": self.density}
         if policy["method"] == "sparse":
-            held = policy.get("masks", {}).get("density", {})
-            dense = {k for k, v in held.items() if v == 1} if isinstance(held, Mapping) else set()
-            return {f"masks.density.{k}": 1.0 if k in dense else v for k, v in wanted.items()}
+            held = policy.get("masks", {}).get("density", MaskPolicy.density)
+            own = dict(held) if isinstance(held, Mapping) else dict.fromkeys(("G", "D"), held)
+            published = {k: own.get(k, MaskPolicy.density) for k in ("G", "D") if wanted.get(k) is None}
+            chosen = {k: 1.0 if own.get(k) == 1 else v for k, v in wanted.items() if v is not None}
+            return {f"masks.density.{k}": v for k, v in {**published, **chosen}.items()}
         if policy["method"] == "re-gan":
             return {"cycle.sparsity": 1 - float(wanted.get("G") or 1.0)}
         if policy["method"] == "rg-gan":
