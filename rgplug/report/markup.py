@@ -167,7 +167,8 @@ thead th.key, tbody th:not(:first-child) { text-align: left; font-weight: 600; }
 thead th:first-child { background: var(--head); }
 figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; }
-.pair { max-width: 72rem; display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem;
+  max-width: 72rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 0 1rem; }
 .gallery img { width: 100%; }
 .wide { overflow-x: auto; }
