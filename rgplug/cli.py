@@ -18,12 +18,20 @@ from rgplug.errors import RgplugError
 from rgplug.report.command import add_report
 from rgplug.version import __version__
 
+TAKE_A_COMMAND = ("compare", "tickets")  # whose words after -- are a command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status. Bad input is one sentence on stderr."""
     given = list(sys.argv[1:] if argv is None else argv)
     rest = given.index("--") if "--" in given else len(given)
-    args = _parser().parse_args(given[:rest])
+    parser = _parser()
+    args, unknown = parser.parse_known_args(given[:rest])
+    if unknown:
+        hint = ""
+        if args.command in TAKE_A_COMMAND and rest == len(given):
+            hint = "; the command that trains goes after --, e.g. -- python train.py --outdir {out} --seed {seed}"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     args.rest = given[rest + 1 :]
     try:
         with _ended_like_ctrl_c():
@@ -59,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="rgplug", description="Pruning and regeneration for GAN training code that exists."
     )
     parser.add_argument("--version", action="version", version=f"rgplug {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     demo = commands.add_parser("demo", help="train a small GAN on 200 robots, or on your images, with RG-GAN attached")
     demo.add_argument("--data", type=Path, help="folder of images [the 200 robots that come with rgplug]")
@@ -94,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
+        allow_abbrev=False,  # --seed would be taken for --seeds, which is how many
         help="train a host under several methods and seeds, under the same evaluation",
         usage="rgplug compare --methods NAMES [OPTIONS] -- COMMAND ...\n"
         "       rgplug compare --methods NAMES --host FILE [OPTIONS] [-- ARGUMENTS ...]",

@@ -68,6 +68,21 @@ def test_bad_arguments(
 
 
 @pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["compare", "--methods", "dense", "python", "train.py"], "the command that trains goes after --"),
+        (["tickets", "python", "train.py"], "the command that trains goes after --"),
+        (["compare", "--methods", "dense", "--seed", "2", "--", "python"], "unrecognized arguments: --seed 2\n"),
+    ],
+)
+def test_words_that_are_no_options(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--seed is no short form of --seeds, which is how many."""
+    with pytest.raises(SystemExit):
+        main(words)
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("code", "sentence"),
     [
         ("x = 1", "can take no arguments after --"),

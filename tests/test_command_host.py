@@ -456,6 +456,17 @@ def test_commands_that_cannot_be_run(tmp_path: Path, command: list[str], seeds: 
         compare(["dense"], command=command, out=tmp_path, seeds=seeds, **EVERYTHING)
 
 
+def test_a_run_that_failed_before_it_trained_may_be_asked_for_otherwise(tmp_path: Path) -> None:
+    """A mistyped command is mended and given again; what trained, if only for a while, is kept apart as ever."""
+    mistyped = [COMMAND[0], COMMAND[1] + "x", *COMMAND[2:]]
+    with pytest.raises(RgplugError, match="ended with status 2"):
+        compare(["dense"], command=mistyped, out=tmp_path, **EVERYTHING)
+    compare(["dense"], command=COMMAND, out=tmp_path, **EVERYTHING)
+    assert "dense:0" in rows(tmp_path)
+    with pytest.raises(RgplugError, match="with other settings"):
+        compare(["dense"], command=[*COMMAND, "--round", "3"], out=tmp_path, **EVERYTHING)
+
+
 def test_a_comparison_has_one_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RgplugError, match="a command and functions"):
         compare(["dense"], train, build, command=COMMAND, out=tmp_path)

@@ -267,7 +267,7 @@ def attaches_twice(build: Any, attach: Any, seed: int, run_dir: Path) -> None:
         (["dense"], never_attaches, build, {}, "never called attach"),
         (["dense"], never_evaluates, build, {}, "never called end_epoch"),
         (["dense"], attaches_twice, build, {}, "called attach twice"),
-        (["dense"], measures_nothing, build, {}, r"no evaluation of the run has a value.*metric.real"),
+        (["dense"], measures_nothing, build, {}, r"no evaluation of the run has.*script's policy.*metric.real"),
         (["dens"], train, build, {}, "there is no method 'dens'; did you mean 'dense'?"),
         ([], train, build, {}, "there is nothing to compare"),
         (["dense"], train, build, {"policy": {"metric.reel": "x"}}, "policy.metric.reel is not a key"),

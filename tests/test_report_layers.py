@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from figures_drawn import Axes, drawn  # noqa: F401
 
 from rgplug.report.figure_layers import layer_events, layers_figure
@@ -58,3 +59,16 @@ def test_a_run_that_regenerates_nothing_says_so(drawn: list[Axes], tmp_path: Pat
     assert events is not None
     layers_figure([events], tmp_path / "a.pdf")
     assert [axis.texts for axis in drawn if axis.title] == [[], ["none"], ["none"]]
+
+
+@pytest.mark.parametrize(("method", "second"), [("re-gan", "grown in dense phases"), ("sparse", "grown")])
+def test_what_grows_by_another_method_is_not_called_by_rg_gans_words(
+    method: str,
+    second: str,
+    drawn: list[Axes],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    events = layer_events([{"epoch": 1, "layer_counts": {"G": {"a": [4, 4, 0]}}}], "G", {"a": 10})
+    assert events is not None
+    layers_figure([events], tmp_path / "a.png", method)
+    assert [axis.title for axis in drawn if axis.title] == ["G: pruned", f"G: {second}"]

@@ -355,10 +355,23 @@ def test_rounds_are_named_by_their_density_whatever_the_ratio(tmp_path: Path) ->
                   parameters_kept={"G": 540})  # fmt: skip
     comparison = read_all([write_results(tmp_path, [DENSE, line])])
     rows = {row[0].text: [cell.text for cell in row[1:8]] for row in cost_table(comparison).rows}
-    assert rows["tickets@20%"] == ["0.800", "1.000", "6.00", "8.00e15", "30", "800 of 1k", "39.00"]
-    assert rows["tickets@46%"] == ["0.540", "1.000", "10.00", "1.30e16", "50", "540 of 1k", "38.00"]
+    assert rows["tickets@20%"] == ["0.800", "1.000", "6.00", "8.00e15", "30.0", "800 of 1.00k", "39.00"]
+    assert rows["tickets@46%"] == ["0.540", "1.000", "10.00", "1.30e16", "50.0", "540 of 1.00k", "38.00"]
     last = [cell.text for cell in rounds_table(comparison).rows[-1]]
-    assert last == ["tickets", "2", "0.540", "1.000", "38.00", "2.00", "3.00e15", "10", "10.00", "1.30e16", "540", "1"]
+    assert last == [
+        "tickets",
+        "2",
+        "0.540",
+        "1.000",
+        "38.00",
+        "2.00",
+        "3.00e15",
+        "10.0",
+        "10.00",
+        "1.30e16",
+        "540",
+        "1",
+    ]
     assert all("tickets" not in run.method or run.best == 38.0 for run in comparison.runs)
     assert RESULTS[4]["rounds"][0].get("real_images_total") is None  # earlier versions kept none: one row, as before
     old = cost_table(read_all([write_results(tmp_path / "old", RESULTS)]))

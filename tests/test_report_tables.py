@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import METRIC, RESULTS, result, write_results
+from report_runs import METRIC, RESULTS, result, ticket_rounds, write_results
 
+from rgplug.report.cells import count, duration
+from rgplug.report.pivot import Wanted, pivot_table
 from rgplug.report.results import read_results
 from rgplug.report.tables import cost_table, flops_table, rounds_table, sparsity_table, tables_of
 from rgplug.report.texts import csv_text, markdown
@@ -118,7 +120,50 @@ def test_values_that_read_alike_are_equally_good(tmp_path: Path) -> None:
 def test_small_numbers_keep_their_digits(tmp_path: Path) -> None:
     lines = [result("dense", s, best, real_images=320, flops=0.0) for s, best in ((0, 0.0123), (1, 0.0125))]
     row = cells(cost_table(read_results(write_results(tmp_path, lines))), "dense")
-    assert row[2:5] == ["0.00032", "0", "0.0124 ± 0.0001"]
+    assert row[2:5] == ["0.320", "0", "0.0124 ± 0.0001"]
+
+
+def test_real_images_are_in_thousands_where_none_is_a_million(tmp_path: Path) -> None:
+    """FastGAN's runs (RG-GAN, Table 4): 360 thousand; a ticket with what came before it may reach a million."""
+    rounds = [
+        {**r, "real_images": 3.6e5, "real_images_total": 4e5, "flops_total": 4e15} for r in ticket_rounds(40.0, 43.0)
+    ]
+    lines = [result("dense", 0, 40.0, real_images=3.6e5), result("tickets", 0, 41.0, real_images=2e4, rounds=rounds)]
+    c = read_results(write_results(tmp_path, lines))
+    assert "#RI, thousand" in [column.title for column in cost_table(c).columns]
+    assert "*360*" not in cells(cost_table(c), "dense")
+    assert "360" in cells(cost_table(c), "dense")
+    assert [cells[5].text for cells in rounds_table(c).rows] == ["360", "360"]
+    assert [cells[7].text for cells in rounds_table(c).rows] == ["360", "760"]  # 400 whole, and 360
+    lines[1]["rounds"] = [{**r, "real_images_total": 9e5} for r in rounds]
+    c = read_results(write_results(tmp_path, lines))
+    assert [cells[5].text for cells in rounds_table(c).rows] == ["0.360", "0.360"]
+    assert [cells[7].text for cells in rounds_table(c).rows] == ["0.360", "1.26"]
+
+
+def test_where_dense_runs_stand_is_said_only_where_there_are_any(tmp_path: Path) -> None:
+    wanted = Wanted(columns=("density.G",))
+    lines = [result("stu-gan", 0, 40.0, keys={"density.G": 0.1}), result("dense", 0, 41.0)]
+    notes = [
+        " ".join(pivot_table(read_results(write_results(tmp_path / name, own)), wanted).notes)
+        for name, own in (("without", lines[:1]), ("with", lines))
+    ]
+    assert ["Dense runs" in text for text in notes] == [False, True]
+
+
+def test_zeros_that_are_digits_stay() -> None:
+    assert [duration(s) for s in (11.04, 5.0, 99.96, 36000.0)] == ["11.0", "5.00", "100", "36000"]
+    assert [count(n) for n in (85, 44_000, 44_549, 999_900)] == ["85", "44.0k", "44.5k", "1000k"]
+
+
+@pytest.mark.parametrize(("density", "phase"), [(1.0, "dense"), (0.3, "sparse")])
+def test_phase_of_re_gan(density: float, phase: str, tmp_path: Path) -> None:
+    """Its dense phases come by steps, and its records say sparse; D is dense throughout."""
+    keys = {"method": "re-gan", "cycle.networks": "G"}
+    line = result("re-gan", 0, 40.0, density={"G": density, "D": 1.0}, keys=keys)
+    table = cost_table(read_results(write_results(tmp_path, [line])))
+    at = [column.title for column in table.columns].index("Best in phase")
+    assert table.rows[0][at].text == phase
 
 
 def test_csv_parsed_back(comparison: Any) -> None:

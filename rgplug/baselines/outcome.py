@@ -40,7 +40,8 @@ def outcome_of(
     if not measures and not any(r["metric_name"] or r["metric"] is not None for r in records):
         raise RgplugError(
             "no evaluation of the run has a value: the host's end_epoch gives none that is finite, and the policy "
-            "names no metric; set metric.real (--set metric.real=FOLDER), or pass the host's value with metric_name"
+            "names no metric; write metric: {real: FOLDER} into the script's policy (rgplug compare takes --set "
+            "metric.real=FOLDER too), or pass your own value, end_epoch(value, metric_name=NAME)"
         )
     higher = setup is not None and setup.higher_is_better if higher_is_better is None else higher_is_better
     return from_records(records, setup, method, seed, run, higher, keys)

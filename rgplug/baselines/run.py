@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rgplug import schema
+from rgplug.baselines.claims import LOCK
+from rgplug.baselines.command import OUTPUT, POLICY
 from rgplug.baselines.host import Host
 from rgplug.baselines.job import Job
 from rgplug.baselines.methods import applicable
@@ -23,6 +25,8 @@ from rgplug.sealed import read_json, write_json
 
 OUTCOME = "outcome.json"
 SPEC = "run.json"
+FAILED = "failed.json"
+BEFORE_TRAINING = frozenset((SPEC, FAILED, OUTPUT, POLICY, LOCK))  # of runs that never attached
 ASIDE = ("log", "snapshots")  # keys of a policy that change nothing about the result
 
 
@@ -79,8 +83,11 @@ class Training(Job):
 
     def check(self) -> bool:
         """Whether the folder says which training it holds. Raises RgplugError where that is another than this one, or
-        where it holds one and does not say which."""
+        where it holds one and does not say which. A run that ended before it attached (a mistyped command) trained
+        nothing: the next one takes its place."""
         path = self.folder / SPEC
+        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= BEFORE_TRAINING:
+            return False
         if path.is_file():
             same_settings(
                 self.folder, read_json(path, f"delete {self.folder} and run the same command again"), self.spec

@@ -13,8 +13,7 @@ from rgplug.baselines.outcome import best_index
 from rgplug.baselines.procedures import Task
 from rgplug.baselines.records import records_of
 from rgplug.baselines.results import RESULT, read_result
-from rgplug.baselines.run import SPEC
-from rgplug.baselines.workers import FAILED
+from rgplug.baselines.run import FAILED, SPEC
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY
 from rgplug.run_setup import Setup

@@ -12,10 +12,9 @@ import torch
 
 from rgplug.baselines.claims import Claim, holder
 from rgplug.baselines.procedures import Task
+from rgplug.baselines.run import FAILED
 from rgplug.errors import RgplugError
 from rgplug.sealed import write_json
-
-FAILED = "failed.json"
 
 
 def run_all(tasks: Iterable[Task], jobs: int, say: Callable[[str], object]) -> Iterator[tuple[Task, str]]:

@@ -75,26 +75,36 @@ def power(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def three_digits(value: float) -> str:
+    """Three significant digits, zeros at the end included, but no fewer than stand before the point.
+
+    11.04 -> 11.0, 0.2 -> 0.200, 1234 -> 1234; 0 stays 0.
+    """
+    if value == 0 or abs(value) >= 99.5:
+        return f"{value:.0f}"
+    return f"{value:#.3g}"
+
+
 def millions(value: float) -> str:
-    """40000000 -> 40.00, 320 -> 0.00032."""
-    return f"{value / 1e6:.2f}" if value >= 1e6 else f"{value / 1e6:.3g}"
+    """40000000 -> 40.00, 320 -> 0.000320."""
+    return f"{value / 1e6:.2f}" if value >= 1e6 else three_digits(value / 1e6)
 
 
 def thousands(value: float) -> str:
-    """360000 -> 360, 1234 -> 1.23."""
-    return f"{value / 1e3:.0f}" if value >= 1e5 else f"{value / 1e3:.3g}"
+    """360000 -> 360, 1234 -> 1.23, 200 -> 0.200."""
+    return f"{value / 1e3:.0f}" if value >= 1e5 else three_digits(value / 1e3)
 
 
 def duration(value: float) -> str:
-    """Seconds: 36000 -> 36000, 12.34 -> 12.3."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """Seconds: 36000 -> 36000, 12.34 -> 12.3, 5 -> 5.00."""
+    return f"{value:.0f}" if value >= 100 else three_digits(value)
 
 
 def count(value: float) -> str:
-    """Parameters: 4321000 -> 4.32M, 1560 -> 1.56k, 85 -> 85."""
+    """Parameters: 4321000 -> 4.32M, 44000 -> 44.0k, 85 -> 85."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g}{unit}"
+            return f"{three_digits(value / size)}{unit}"
     return f"{value:.0f}"
 
 

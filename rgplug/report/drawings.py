@@ -18,7 +18,7 @@ from rgplug.report.cells import metric_text, metric_title
 from rgplug.report.comparison import DENSE, Comparison, Run
 from rgplug.report.figure_ablation import BARS, ablation_figure
 from rgplug.report.figure_curves import EPOCHS, FLOPS, IMAGES, SECONDS, Against, Curve, curve, curves_figure
-from rgplug.report.figure_layers import layer_events, layers_figure
+from rgplug.report.figure_layers import layer_events, layers_figure, titles_of
 from rgplug.report.figure_sheets import sheets_figure
 from rgplug.report.figure_sweep import FEWEST, Swept, sweep, sweep_figure, value_text
 from rgplug.report.figures import training_figure
@@ -116,14 +116,16 @@ def run_drawings(lines: Sequence[Line], setup: Setup | None, name: str) -> list[
              for label in ("G", "D")}  # fmt: skip
     events = [e for label in ("G", "D") if (e := layer_events(lines, label, sizes[label])) is not None]
     if any((e.counts > 0).any() for e in events):
+        method = "rg-gan" if setup is None else str(setup.policy.get("method", "rg-gan"))
+        titles = ", ".join(titles_of(method, events))
         drawn.append(
             Drawing(
                 "layers",
-                f"{name}: what each layer pruned, regenerated one by one and got back all at once between two "
-                "evaluations, in events per weight of the layer (white: none, grey: not known; evaluations trained "
-                "dense have a yellow bar above).",
-                f"Weights pruned, regenerated and restored by layer and epoch, of {name}",
-                lambda path: layers_figure(events, path),
+                f"{name}: what happened to the weights of each layer between two evaluations ({titles}), in events per "
+                "weight of the layer (white: none, grey: not known; evaluations trained dense have a yellow bar "
+                "above).",
+                f"Weights by layer and epoch, of {name}: {titles}",
+                lambda path: layers_figure(events, path, method),
                 wide=True,
             )
         )

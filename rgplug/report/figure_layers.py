@@ -12,7 +12,8 @@ import numpy as np
 from rgplug.history import Line
 from rgplug.report.figures import INK, MOST_LABELS, blank_figure, epoch_edges, plain, save, short_name, wants_log
 
-EVENTS = ("pruned", "regenerated one by one (RR)", "restored all at once (AR)")
+EVENTS = ("pruned", "regenerated one by one (RR)", "restored all at once (AR)")  # under thresholds (RG-GAN)
+GROWN = {"re-gan": "grown in dense phases", "sparse": "grown"}  # what other methods do in place of RR
 NONE, UNKNOWN, DENSE = "white", "#d9dbdf", "#e0a800"
 
 
@@ -57,18 +58,29 @@ def layer_events(
     )
 
 
-def layers_figure(networks: Sequence[LayerEvents], path: Path) -> Path:
+def titles_of(method: str, networks: Sequence[LayerEvents]) -> tuple[str, ...]:
+    """What the heat maps of a run show. method: the policy's; AR is left out where another method has none of it."""
+    if method not in GROWN:
+        return EVENTS
+    restored = any((events.counts[2] > 0).any() for events in networks)
+    return (EVENTS[0], GROWN[method], *EVENTS[2:]) if restored else (EVENTS[0], GROWN[method])
+
+
+def layers_figure(networks: Sequence[LayerEvents], path: Path, method: str = "rg-gan") -> Path:
     """Heat maps, layers by evaluations: pruned, regenerated one by one, and restored all at once, apart.
+
+    method: the policy's, which says how the maps are called.
 
     Colours are events per weight of the layer since the evaluation before (a weight that goes and comes several times
     counts each time); white is none, grey not known, and a yellow bar above marks evaluations trained dense.
     """
+    titles = titles_of(method, networks)
     heights = [min(max(0.16 * len(events.names), 0.9), 2.6) for events in networks]
     with blank_figure(7.6, sum(heights) + 0.6 * len(networks) + 0.35) as figure:
-        axes = figure.subplots(len(networks), len(EVENTS), sharex=True, height_ratios=heights, squeeze=False)
+        axes = figure.subplots(len(networks), len(titles), sharex=True, height_ratios=heights, squeeze=False)
         for row, events in zip(axes, networks):
             images = [_draw(axis, table, events, _norm(events.shares)) for axis, table in zip(row, events.shares)]
-            for axis, title in zip(row, EVENTS):
+            for axis, title in zip(row, titles):
                 axis.set_title(f"{events.network}: {title}", loc="left", pad=12)
                 axis.set_yticks([])
             _name_layers(row[0], events)

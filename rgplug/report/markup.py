@@ -142,12 +142,13 @@ def _image(png: bytes, alt: str) -> str:
 STYLE = """
 :root { color-scheme: light; --ink: #22252a; --soft: #5b616b; --line: #dfe2e7; --blue: #0072b2; --head: #f4f5f7; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 70rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 84rem; background: #fff; color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 2.5rem 0 .5rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
 p { margin: .4rem 0; }
+p, main li, figcaption { max-width: 68rem; }
 a { color: var(--blue); }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; margin: 1rem 0 0; padding: 0; }
 li { margin: .25rem 0; }
@@ -166,7 +167,8 @@ thead th.key, tbody th:not(:first-child) { text-align: left; font-weight: 600; }
 thead th:first-child { background: var(--head); }
 figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem;
+  max-width: 72rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 0 1rem; }
 .gallery img { width: 100%; }
 .wide { overflow-x: auto; }

@@ -52,10 +52,20 @@ def sparsity(m: Method, network: str) -> Cell:
 
 
 def phases(m: Method) -> str:
-    counts = Counter(run.best_phase for run in m.valued if run.best_phase)
+    """The phases in which a method's seeds had their best values."""
+    counts = Counter(phase for run in m.valued if (phase := _phase(run)))
     if len(counts) < 2:
         return next(iter(counts), UNKNOWN)
     return ", ".join(f"{phase} ({n})" for phase, n in counts.most_common())
+
+
+def _phase(run: Result) -> str | None:
+    """The phase of the best value. Re-GAN's phases follow its steps and not the metric, so its records say "sparse"
+    throughout; in its warm-up and its dense phases the networks that it prunes have all their weights."""
+    if run.keys.get("method") == "re-gan" and run.best_phase is not None:
+        pruned = str(run.keys.get("cycle.networks", "G")).split(",")
+        return "dense" if all(run.density.get(network, 1.0) == 1.0 for network in pruned) else "sparse"
+    return run.best_phase
 
 
 def evaluations_of(m: Method) -> Cell:

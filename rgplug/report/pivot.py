@@ -10,7 +10,7 @@ from typing import Any
 
 from rgplug.errors import RgplugError
 from rgplug.report.cells import UNKNOWN, Cell, Column, Table, Value, metric_cell, spread_cell, text_cell
-from rgplug.report.comparison import Comparison, Run, spread
+from rgplug.report.comparison import DENSE, Comparison, Run, spread
 from rgplug.report.grouping import settings_of
 from rgplug.report.quantities import Quantity, quantities
 from rgplug.report.run_keys import EVERY, check_keys, differing, heading_of, in_order, reached, text_of, value_of
@@ -52,7 +52,11 @@ def pivot_table(c: Comparison, wanted: Wanted) -> Table:
             long += [{**where, **_line(runs, q)} for together in shown for q in together if runs]
         made.append(tuple(cells))
     heads = [Column(key, ()) for key in wanted.rows]
-    notes = [*_explained(wanted, shown), *notes, *_other_densities(c, keys)]
+    notes = [
+        *_explained(wanted, shown, any(run.base == DENSE for run, _ in placed)),
+        *notes,
+        *_other_densities(c, keys),
+    ]
     what = "; ".join(_title(together) for together in shown)
     by = f"rows by {', '.join(wanted.rows)}" + (f", columns by {', '.join(wanted.columns)}" if wanted.columns else "")
     return Table(
@@ -152,7 +156,7 @@ def _title(together: tuple[Quantity, ...]) -> str:
     return names if len(together) == 1 else f"({names})"
 
 
-def _explained(wanted: Wanted, shown: Sequence[tuple[Quantity, ...]]) -> list[str]:
+def _explained(wanted: Wanted, shown: Sequence[tuple[Quantity, ...]], has_dense: bool) -> list[str]:
     notes = []
     known = {q.key for together in shown for q in together}
     if known & {"ri", "flops", "seconds"}:
@@ -160,7 +164,7 @@ def _explained(wanted: Wanted, shown: Sequence[tuple[Quantity, ...]]) -> list[st
                      "trained before.")  # fmt: skip
     if any(len(together) > 1 for together in shown):
         notes.append("Values in brackets are those of one evaluation: of the best value of the first.")
-    if any(key.startswith(("density.", "sparsity.")) for key in wanted.columns):
+    if has_dense and any(key.startswith(("density.", "sparsity.")) for key in wanted.columns):
         notes.append("Dense runs have no density that could be asked for: their values stand in every column.")
     return notes
 

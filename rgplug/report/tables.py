@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rgplug.baselines.results import Round
 from rgplug.report.cells import (
@@ -15,7 +15,6 @@ from rgplug.report.cells import (
     metric_cell,
     metric_text,
     metric_title,
-    millions,
     power,
     seed_cell,
     spread_cell,
@@ -40,7 +39,7 @@ from rgplug.report.parts import (
     seeds,
     sparsity,
 )
-from rgplug.report.quantities import other_metrics, percent
+from rgplug.report.quantities import images_unit, other_metrics, percent
 from rgplug.report.rows import rows_of, total
 
 __all__ = ["cost_table", "flops_table", "rounds_table", "sparsity_table", "tables_of"]
@@ -60,11 +59,13 @@ def cost_table(c: Comparison) -> Table:
     Methods that regenerate have a row for the best value of each phase, tickets one for each round.
     """
     has_seconds, has_parameters = knows_seconds(c), knows_parameters(c)
+    shown = [row for m in c.methods for row in rows_of(m)]
+    unit, write_images = images_unit(run.images_to_best for m in shown for run in m.valued)
     columns = (
         Column("Method", ("method",)),
         Column("Density G", ("density_G",)),
         Column("Density D", ("density_D",)),
-        Column("#RI, million", ("real_images",), min),
+        Column(f"#RI, {unit}", ("real_images",), min),
         Column("Training FLOPs", ("training_flops",), min),
         *((SECONDS,) if has_seconds else ()),
         *((PARAMETERS,) if has_parameters else ()),
@@ -74,13 +75,12 @@ def cost_table(c: Comparison) -> Table:
         Column("N", ("evaluations_min", "evaluations_max")),
         Column("Seeds", ("seeds", "diverged")),
     )
-    shown = [row for m in c.methods for row in rows_of(m)]
     rows = tuple(
         (
             text_cell(m.name),
             density(m, "G"),
             density(m, "D"),
-            mean(lambda run: run.images_to_best, millions, m.valued),
+            mean(lambda run: run.images_to_best, write_images, m.valued),
             mean(lambda run: run.flops_to_best, power, m.valued),
             *((mean(lambda run: run.seconds_to_best, duration, m.valued),) if has_seconds else ()),
             *((parameters(m),) if has_parameters else ()),
@@ -151,31 +151,35 @@ def rounds_table(c: Comparison) -> Table:
     known = [r for run in c.runs for r in run.result.rounds]
     has_totals = any(r.real_images_total is not None and r.flops_total is not None for r in known)
     has_seconds, has_parameters = any(r.seconds is not None for r in known), any(r.parameters_kept for r in known)
+    chains = {
+        (m.name, number): [(r, run.rounds) for run in m.results for r in run.rounds if r.round == number]
+        for m in c.methods
+        for number in sorted({r.round for run in m.results for r in run.rounds})
+    }
+    images = [i for own in chains.values() for r, chain in own for i in (r.real_images, _with_before(r, chain))]
+    unit, write_images = images_unit(images)
     columns = (
         Column("Method", ("method",)),
         Column("Round", ("round",)),
         Column("Density G", ("density_G",)),
         Column("Density D", ("density_D",)),
         metric_column(c),
-        Column("#RI of the round, million", ("round_real_images",)),
+        Column(f"#RI of the round, {unit}", ("round_real_images",)),
         Column("Training FLOPs of the round", ("round_training_flops",)),
         *((Column("Seconds of the round", ("round_seconds",)),) if has_seconds else ()),
-        *((Column("#RI with all before, million", ("real_images",)),) if has_totals else ()),
+        *((Column(f"#RI with all before, {unit}", ("real_images",)),) if has_totals else ()),
         *((Column("Training FLOPs with all before", ("training_flops",)),) if has_totals else ()),
         *((Column("Parameters G, kept", ("parameters_kept_G",)),) if has_parameters else ()),
         Column("Seeds", ("seeds", "diverged")),
     )
-    rows = []
-    for m in c.methods:
-        for number in sorted({r.round for run in m.results for r in run.rounds}):
-            own = [(r, run.rounds) for run in m.results for r in run.rounds if r.round == number]
-            rows.append(
-                (
-                    text_cell(m.name),
-                    Cell(str(number), (number,)),
-                    *_round_cells(own, has_seconds, has_totals, has_parameters),
-                )
-            )
+    rows = [
+        (
+            text_cell(name),
+            Cell(str(number), (number,)),
+            *_round_cells(own, has_seconds, has_totals, has_parameters, write_images),
+        )
+        for (name, number), own in chains.items()
+    ]
     notes = ["Round 0 trains dense. What is counted is each round alone, until its best value."]
     if has_totals:
         notes.append("With all before: all earlier rounds whole, and this one until its best value.")
@@ -183,7 +187,11 @@ def rounds_table(c: Comparison) -> Table:
 
 
 def _round_cells(
-    rounds: Sequence[tuple[Round, Sequence[Round]]], has_seconds: bool, has_totals: bool, has_parameters: bool
+    rounds: Sequence[tuple[Round, Sequence[Round]]],
+    has_seconds: bool,
+    has_totals: bool,
+    has_parameters: bool,
+    write_images: Callable[[float], str],
 ) -> tuple[Cell, ...]:
     """rounds: one of each seed, and all rounds of that seed."""
     valued = [(r, chain) for r, chain in rounds if r.best is not None]
@@ -193,21 +201,26 @@ def _round_cells(
     def density(network: str) -> Cell:
         return spread_cell(spread(r.density.get(network) for r in shown), "{:.3f}".format, len(shown))
 
-    images = [total([r.real_images, *(b.real_images_total for b in chain if b.round < r.round)]) for r, chain in valued]
+    images = [_with_before(r, chain) for r, chain in valued]
     kept = spread(r.parameters_kept.get("G") for r in shown)
     flops = [total([r.flops, *(b.flops_total for b in chain if b.round < r.round)]) for r, chain in valued]
     return (
         density("G"),
         density("D"),
         metric_cell(spread(r.best for r in own)),
-        spread_cell(spread(r.real_images for r in own), millions, len(own)),
+        spread_cell(spread(r.real_images for r in own), write_images, len(own)),
         spread_cell(spread(r.flops for r in own), power, len(own)),
         *((spread_cell(spread(r.seconds for r in own), duration, len(own)),) if has_seconds else ()),
-        *((spread_cell(spread(images), millions, len(own)),) if has_totals else ()),
+        *((spread_cell(spread(images), write_images, len(own)),) if has_totals else ()),
         *((spread_cell(spread(flops), power, len(own)),) if has_totals else ()),
         *((spread_cell(kept, count, len(shown)),) if has_parameters else ()),
         seed_cell(len(rounds), len(rounds) - len(own)),
     )
+
+
+def _with_before(r: Round, chain: Sequence[Round]) -> float | None:
+    """Real images shown in a round until its best value, and in all rounds before it; None where one is not known."""
+    return total([r.real_images, *(b.real_images_total for b in chain if b.round < r.round)])
 
 
 def _notes_on_rows(names: Sequence[str], c: Comparison) -> list[str]:
