@@ -205,8 +205,9 @@ def _compare(args: argparse.Namespace) -> None:
     methods = methods or list(dict.fromkeys((name.rpartition(":")[0] or name).partition("@")[0] for name in args.only))
     grid = dict(_values(text) for text in args.grid)
     ratio: Any = args.ratio if args.ratio == "density" else _number(args.ratio, "--ratio")
-    if args.status and not methods:
-        print(table(status_of(args.out)))
+    if args.status and (not methods or (args.host is None and not args.rest)):
+        found = status_of(args.out)
+        print(table(s for s in found if not methods or s.method.partition("@")[0] in methods))
         return
     if not methods:
         raise RgplugError("compare needs --methods, e.g. --methods dense,rg-gan,stu-gan")

@@ -263,6 +263,8 @@ def test_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"process {os.getpid()} on " in said
     assert "4 runs: 1 done, 1 running, 1 failed, 1 not begun" in said
     assert {s.method: s.state for s in status_of(tmp_path)}["rigl"] == "not begun"
+    assert main(["compare", "--status", "--methods", "dense", "--out", str(tmp_path)]) == 0  # of what is there
+    assert "1 run: 1 done" in capsys.readouterr().out
     assert main(["compare", "--status", "--out", str(tmp_path / "nowhere")]) == 2
 
 

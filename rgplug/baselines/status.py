@@ -96,4 +96,4 @@ def table(rows: Iterable[Status]) -> str:
     text = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
     states = dict.fromkeys(row.state for row in found)
     counts = ", ".join(f"{sum(r.state == state for r in found)} {state}" for state in states)
-    return "\n".join([*text, f"{len(found)} runs: {counts}"])
+    return "\n".join([*text, f"{len(found)} run{'' if len(found) == 1 else 's'}: {counts}"])

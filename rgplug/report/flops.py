@@ -96,16 +96,23 @@ def _notes(c: Comparison) -> list[str]:
         "Training multiples divide by the dense run of the same seed."
         if c.has_dense
         else "There is no dense run among these: training FLOPs are absolute values only.",
-        "D's dense training is charged to prune-and-fine-tune, and all rounds (both networks) to tickets. STU-GAN's "
-        "published figures, as far as they can be recomputed, leave D's share of both out; so these are higher.",
     ]
+    charged = any(run.result.before["real_images"] != 0 for run in c.runs)  # for what was trained before
+    if charged:
+        notes.append(
+            "D's dense training is charged to prune-and-fine-tune, and all rounds (both networks) to tickets. STU-GAN's "
+            "published figures, as far as they can be recomputed, leave D's share of both out; so these are higher."
+        )
     if any(proportional_in_all(run.result) is not None for run in c.runs):
-        notes += [
+        notes.append(
             "By layer: each layer costs its dense FLOPs times its own density. Proportional, as published: each "
-            "network costs its dense FLOPs times the density of its managed weights together.",
-            "What the paper charges to prune-and-fine-tune and tickets is not computed here: it gives no formula, and "
-            "its numbers follow no single one. 1 + density of G fits its figures for prune-and-fine-tune (within "
-            "0.01); the sum of G's densities over all rounds fits one of its two figures for tickets (4.16), and the "
-            "other (4.57) only with a round more than its density has.",
-        ]
+            "network costs its dense FLOPs times the density of its managed weights together."
+        )
+        if charged:
+            notes.append(
+                "What the paper charges to prune-and-fine-tune and tickets is not computed here: it gives no formula, "
+                "and its numbers follow no single one. 1 + density of G fits its figures for prune-and-fine-tune "
+                "(within 0.01); the sum of G's densities over all rounds fits one of its two figures for tickets "
+                "(4.16), and the other (4.57) only with a round more than its density has."
+            )
     return notes
