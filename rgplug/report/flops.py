@@ -101,7 +101,8 @@ def _notes(c: Comparison) -> list[str]:
     if charged:
         notes.append(
             "D's dense training is charged to prune-and-fine-tune, and all rounds (both networks) to tickets. "
-            "STU-GAN's published figures, as far as they can be recomputed, leave D's share of both out; so these are higher."
+            "STU-GAN's published figures, as far as they can be recomputed, leave D's share of both out; so these are "
+            "higher."
         )
     if any(proportional_in_all(run.result) is not None for run in c.runs):
         notes.append(
