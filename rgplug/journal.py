@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rgplug import files, history
 from rgplug.errors import RgplugError
 from rgplug.history import HISTORY, Record
 from rgplug.logs import Logger, open_logger
-from rgplug.policy import Policy
+from rgplug.policy import ENVIRONMENT, Policy
 from rgplug.processes import rank
 from rgplug.run_setup import SETUP, Setup
 from rgplug.sheet import SHEET, BestSheet
@@ -37,9 +38,10 @@ class Journal:
             raise
 
     def begin(self, run_dir: str | None, setup: Callable[[], Setup]) -> None:
-        """The networks are attached: say so in the folder. Where another run has been, which may go on, its setup stays
-        as it is until there is a record, and only its time is changed."""
-        if run_dir is None or rank() != 0:
+        """The networks are attached: say so in the folder of a run that a comparison waits for (RGPLUG_POLICY is set). All
+        others write nothing before their first record. Where another run has been, which may go on, its setup stays as
+        it is until there is a record, and only its time is changed."""
+        if run_dir is None or rank() != 0 or not os.environ.get(ENVIRONMENT):
             return
         if (path := Path(run_dir) / SETUP).exists():
             path.touch()

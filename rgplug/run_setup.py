@@ -1,6 +1,6 @@
 """setup.json in a run's folder: what the run was, for whoever reads its history when the process is gone.
 
-It is written once attach has succeeded, and again at the first evaluation, when the networks' MACs are known.
+It is written at the first evaluation, when the networks' MACs are known; in a run of a comparison at attach too.
 """
 
 from __future__ import annotations
