@@ -38,9 +38,11 @@ class Journal:
             raise
 
     def begin(self, run_dir: str | None, setup: Callable[[], Setup]) -> None:
-        """The networks are attached: say so in the folder of a run that a comparison waits for (RGPLUG_POLICY is set). All
-        others write nothing before their first record. Where another run has been, which may go on, its setup stays as
-        it is until there is a record, and only its time is changed."""
+        """The networks are attached: say so in the folder of a run that a comparison waits for (RGPLUG_POLICY is set).
+
+        All others write nothing before their first record. Where another run has been, which may go on, its setup stays
+        as it is until there is a record, and only its time is changed.
+        """
         if run_dir is None or rank() != 0 or not os.environ.get(ENVIRONMENT):
             return
         if (path := Path(run_dir) / SETUP).exists():
