@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -90,16 +89,6 @@ class Accounting:
         )
         iterations = {n: net.iteration for n, net in self._networks.items()}
         return steps.d_step * iterations["D"] + steps.g_step * iterations.get("G", 0)
-
-    def inference_flops(self, network: str, layers: Mapping[str, float]) -> tuple[float | None, float | None]:
-        """FLOPs of one image through a network, theoretical: with these densities of its weights, and dense."""
-        if not self.macs and self.flops() is None and not self.macs:
-            with suppress(RgplugError):
-                self.trace()
-        macs = self.macs.get(network)
-        if macs is None:
-            return None, None
-        return macs.flops(macs.of_weights(layers)), macs.flops()
 
     def _mean_density(self, network: str) -> dict[str, float]:
         """Density of each layer, by module name, averaged over the iterations so far."""
