@@ -106,7 +106,7 @@ class Command:
             policy["start"] = {"weights": str(self._first_weights(job, held))}
         if not (folder / HISTORY).is_file():
             (folder / SETUP).unlink(missing_ok=True)  # of a run that ended before its first evaluation
-        before = _changed(folder / SETUP)
+        before = _written_at(folder / SETUP)
         begun_at = self._newest(folder)
         status, said = self._run(job, folder, job.seed, policy, held)
         if not (folder / POLICY).is_file():
@@ -122,7 +122,7 @@ class Command:
                 "the command ended and has attached nothing: put the two lines into the script "
                 f"(rgplug.attach and rg.end_epoch, or an adapter's install); its output is in {folder / OUTPUT}"
             )
-        if before is not None and _changed(folder / SETUP) == before:
+        if before is not None and _written_at(folder / SETUP) == before:
             raise RgplugError(
                 "the command ended and has attached nothing, while the training in its folder was broken off before; "
                 f"delete {folder} to have it trained anew; its output is in {folder / OUTPUT}"
@@ -249,7 +249,7 @@ def text_of(value: Any) -> str:
     return reading.dump(value).split()[0] if isinstance(value, bool) or value is None else str(value)
 
 
-def _changed(path: Path) -> int | None:
+def _written_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
